@@ -1,0 +1,8 @@
+//! Thin bounded clients that several rooms share. Each has limits on what it reads; deadlines are the caller's.
+
+pub mod docker;
+pub mod http;
+pub mod net;
+pub mod secret;
+pub mod smtp;
+pub mod systemd;

@@ -1,0 +1,3 @@
+//! Parses, calls `cli`, maps to an exit code; nothing else.
+
+fn main() {}

@@ -1,0 +1,221 @@
+//! Asking services whether they really work.
+//!
+//! One file per service, each with its configuration struct on top. A probe asks and records; what is the same for all
+//! (the slot, the one timeout, panics, age, `probe_success`) is done once, in [`scheduler`].
+
+pub mod scheduler;
+
+use std::borrow::Cow;
+use std::fmt::Display;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
+use crate::model::decode::Spanned;
+use crate::model::{Failure, Family, Reason, Sample, Sight};
+
+/// The most samples one run may give; what is more is dropped and counted.
+pub const MAX_SAMPLES: usize = 2_000;
+
+/// The longest value of a label, in characters: labels are identity, texts belong into the detail.
+pub const MAX_LABEL: usize = 200;
+
+/// The most lines of evidence, and the most characters of each.
+pub const MAX_EVIDENCE: (usize, usize) = (20, 200);
+
+/// One way of asking one service whether it works.
+///
+/// The scheduler owns the deadline: it drops the future when time is up, so `run` holds nothing across an await that a
+/// drop would leave half done. What the recorder has received by then is kept.
+pub trait Probe: Send + Sync {
+    /// Asks once. The recorder takes what is measured; a failure is data, not an error of the program.
+    fn run<'a>(&'a self, rec: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>>;
+
+    /// Says what this probe reads and needs, without connecting: for `config check` and the first look.
+    fn sight(&self) -> Sight {
+        Sight::Full
+    }
+}
+
+/// One target that a probe's configuration makes.
+pub struct Planned {
+    /// Which one, where the probe has several; nothing where it has one.
+    pub target: Option<String>,
+    /// How it is asked.
+    pub probe: Box<dyn Probe>,
+}
+
+impl Planned {
+    /// The only target of a probe.
+    pub fn only(probe: impl Probe + 'static) -> Vec<Self> {
+        vec![Self { target: None, probe: Box::new(probe) }]
+    }
+
+    /// One of several targets.
+    pub fn one(target: impl Into<String>, probe: impl Probe + 'static) -> Self {
+        Self { target: Some(target.into()), probe: Box::new(probe) }
+    }
+}
+
+/// Takes what a run measures, and knows what the run waits for.
+#[derive(Debug)]
+pub struct Recorder {
+    samples: Vec<Sample>,
+    dropped: u64,
+    waiting: (Reason, Cow<'static, str>),
+    sight: Sight,
+    evidence: Vec<String>,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self {
+            samples: Vec::new(),
+            dropped: 0,
+            waiting: (Reason::AnswerTimeout, Cow::Borrowed("waiting for an answer")),
+            sight: Sight::Full,
+            evidence: Vec::new(),
+        }
+    }
+}
+
+/// What a recorder holds when the run is over.
+#[derive(Debug)]
+pub struct Recorded {
+    /// What was measured.
+    pub samples: Vec<Sample>,
+    /// Samples beyond [`MAX_SAMPLES`].
+    pub dropped: u64,
+    /// What the run waited for when it ended.
+    pub waiting: (Reason, Cow<'static, str>),
+    /// How much could be seen.
+    pub sight: Sight,
+    /// Lines for the mail.
+    pub evidence: Vec<String>,
+}
+
+impl Recorder {
+    /// Records a value without labels of its own.
+    pub fn set(&mut self, family: &'static Family, value: f64) {
+        self.set_with(family, &[], value);
+    }
+
+    /// Records a value with labels of the probe's own, each cut to [`MAX_LABEL`].
+    pub fn set_with(&mut self, family: &'static Family, labels: &[(&'static str, &str)], value: f64) {
+        if self.samples.len() >= MAX_SAMPLES {
+            self.dropped += 1;
+            return;
+        }
+        let labels = labels.iter().map(|(name, value)| (*name, value.chars().take(MAX_LABEL).collect::<String>().into())).collect();
+        self.samples.push(Sample { family, labels, value });
+    }
+
+    /// Says what comes next, for the message and the reason of a timeout: `waiting for the server's first bytes`.
+    pub fn waiting(&mut self, reason: Reason, what: impl Into<Cow<'static, str>>) {
+        self.waiting = (reason, what.into());
+    }
+
+    /// Says that something could not be seen.
+    pub fn sight(&mut self, sight: Sight) {
+        self.sight = sight;
+    }
+
+    /// Keeps a line for the mail.
+    pub fn evidence(&mut self, line: impl Display) {
+        if self.evidence.len() < MAX_EVIDENCE.0 {
+            self.evidence.push(Failure::new(Reason::Internal, line.to_string()).detail.chars().take(MAX_EVIDENCE.1).collect());
+        }
+    }
+
+    /// Connects and says meanwhile what it waits for. `phases` keeps what was measured if a later phase times out.
+    ///
+    /// # Errors
+    /// The failure, with the endpoint in its detail.
+    pub async fn connect(&mut self, endpoint: &Endpoint, phases: &mut Phases) -> Result<Stream, Failure> {
+        self.waiting(Reason::ConnectTimeout, format!("connecting to {endpoint}"));
+        let stream = net::connect(endpoint, phases).await.map_err(|error| failure(&error))?;
+        self.waiting(Reason::AnswerTimeout, format!("{endpoint}: {phases}, waiting for an answer"));
+        Ok(stream)
+    }
+
+    /// Ends the run.
+    pub fn finish(self) -> Recorded {
+        Recorded { samples: self.samples, dropped: self.dropped, waiting: self.waiting, sight: self.sight, evidence: self.evidence }
+    }
+}
+
+/// Turns an error of the network into a failure with the chain of its causes.
+pub fn failure(error: &NetError) -> Failure {
+    Failure::new(error.reason(), net::chain(error))
+}
+
+/// Like [`failure`], with what was being talked to in front.
+pub fn failure_at(place: impl Display, error: &NetError) -> Failure {
+    Failure::new(error.reason(), format!("{place}: {}", net::chain(error)))
+}
+
+macro_rules! kinds {
+    ($($(#[doc = $doc:literal])+ $kind:ident : $config:ident),+ $(,)?) => {
+        $(pub mod $kind;)+
+
+        crate::config_struct! {
+            /// One entry under `probes`: exactly one kind, and what is the same for every kind.
+            pub struct ProbeConfig {
+                /// Time between two runs; the default is `defaults.interval`.
+                interval: Option<Duration>,
+                /// The one limit of a run; the default is `defaults.timeout`.
+                timeout: Option<Duration>,
+                /// Probes this one needs to work: while one of them fails, this one is listed in its mail.
+                depends_on: Vec<Spanned<String>> = "[]",
+                $($(#[doc = $doc])+ $kind: Option<$kind::$config>),+
+            }
+        }
+
+        /// Every kind of probe, by its key.
+        pub const KINDS: &[&str] = &[$(stringify!($kind)),+];
+
+        impl ProbeConfig {
+            /// Returns the kinds that are set, by name: exactly one is right.
+            pub fn kinds(&self) -> Vec<&'static str> {
+                let mut set = Vec::new();
+                $(if self.$kind.is_some() {
+                    set.push(stringify!($kind));
+                })+
+                set
+            }
+
+            /// Builds the targets of this entry; connects to nothing.
+            ///
+            /// # Errors
+            /// What cannot be built, such as a secret file that cannot be read.
+            pub fn plan(&self) -> Result<Vec<Planned>, String> {
+                $(if let Some(config) = &self.$kind {
+                    return $kind::plan(config);
+                })+
+                Err("names no kind of probe".to_owned())
+            }
+        }
+    };
+}
+
+kinds! {
+    /// Asks a web page: status, body, header, redirect.
+    http: HttpConfig,
+    /// Asks a TCP port: connect, optionally send, optionally expect.
+    tcp: TcpConfig,
+    /// Asks nginx: its own counters, each site under its own name, each redirect.
+    nginx: NginxConfig,
+    /// Asks gunicorn: whether a worker answers, and how long the queue in front of them is.
+    gunicorn: GunicornConfig,
+    /// Asks memcached: its counters, and a value through the cache.
+    memcached: MemcachedConfig,
+    /// Asks certificates: on disk, as served, and whether both are the same.
+    certificate: CertificateConfig,
+    /// Asks the far end of an ssh tunnel for the database's first bytes.
+    tunnel: TunnelConfig,
+}
+
+/// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.
+pub type ProbeNow = Arc<dyn Fn(Vec<String>) -> BoxFuture<'static, Vec<crate::model::ProbeResult>> + Send + Sync>;

@@ -1,0 +1,19 @@
+//! Behaviour against real services, through the public seam of each room.
+#![allow(
+    clippy::disallowed_methods,
+    dead_code,
+    reason = "tests spawn and read clocks as they like; not every starter is used by every test"
+)]
+
+mod architecture;
+mod config;
+mod durability;
+mod exposition;
+mod mail;
+mod pipeline;
+mod probes_data;
+mod probes_web;
+mod promql;
+mod remediate;
+mod rules;
+mod support;

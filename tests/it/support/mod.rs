@@ -1,0 +1,9 @@
+//! Starters for real services: each test that breaks a service starts its own instance, in a folder of its own.
+
+pub(crate) mod gunicorn;
+pub(crate) mod hostile;
+pub(crate) mod memcached;
+pub(crate) mod nginx;
+pub(crate) mod process;
+pub(crate) mod smtp;
+pub(crate) mod tunnel;

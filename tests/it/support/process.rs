@@ -1,0 +1,100 @@
+//! Child processes that end with the test, free ports, and waiting for a condition with a deadline.
+
+use std::future::Future;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+/// A child process, killed with its whole process group when the test ends.
+pub(crate) struct Process {
+    child: Child,
+}
+
+impl Process {
+    /// Starts a program; what it prints goes to `log`.
+    pub(crate) fn start(command: &mut Command, log: &Path) -> Self {
+        use std::os::unix::process::CommandExt;
+        let file = std::fs::File::create(log).expect("the log can be written");
+        let child = command
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(file.try_clone().expect("a file can be shared"))
+            .stderr(file)
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {command:?}: {error}"));
+        Self { child }
+    }
+
+    /// Returns the process id, which is also that of its group.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends a signal by name to the whole group: `STOP`, `CONT`, `KILL`, `TERM`, `HUP`.
+    pub(crate) fn signal(&self, name: &str) {
+        signal_group(self.pid(), name);
+    }
+
+    /// Kills it and waits until it is gone.
+    pub(crate) fn kill(&mut self) {
+        self.signal("KILL");
+        let _ = self.child.wait();
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> std::process::ExitStatus {
+        self.child.wait().expect("a child can be waited for")
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.signal("CONT");
+        self.kill();
+    }
+}
+
+/// Sends a signal to a process group.
+pub(crate) fn signal_group(pid: u32, name: &str) {
+    let _ = Command::new("kill").args([&format!("-{name}"), "--", &format!("-{pid}")]).stderr(Stdio::null()).status();
+}
+
+/// Returns a port of 127.0.0.1 that was free a moment ago, each only once in this process: tests run at the same time.
+pub(crate) fn free_port() -> u16 {
+    use std::collections::HashSet;
+    use std::sync::Mutex;
+    static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
+    let mut given = GIVEN.lock().expect("no test panics in here");
+    let given = given.get_or_insert_default();
+    loop {
+        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port is free").port();
+        if given.insert(port) {
+            return port;
+        }
+    }
+}
+
+/// Waits until a condition holds, asking every 20 ms; panics with `what` at the deadline.
+pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, within: Duration, mut ask: impl FnMut() -> F) -> T {
+    let begin = tokio::time::Instant::now();
+    loop {
+        if let Some(value) = ask().await {
+            return value;
+        }
+        assert!(begin.elapsed() < within, "not within {within:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Finds a program of the stack; where it is missing the test fails under `REQUIRE_SERVICES=1` and says that it is
+/// skipped elsewhere.
+pub(crate) fn program(name: &str) -> Option<std::path::PathBuf> {
+    let dirs = std::env::var("PATH").unwrap_or_default() + ":/usr/sbin:/sbin:/usr/lib/postgresql/15/bin";
+    let found = dirs.split(':').map(|dir| Path::new(dir).join(name)).find(|path| path.is_file());
+    if found.is_none() {
+        assert!(std::env::var_os("REQUIRE_SERVICES").is_none(), "{name} is not installed: run tests/stack install");
+        eprintln!("skipped: {name} is not installed");
+    }
+    found
+}
