@@ -1,6 +1,8 @@
 //! Behaviour against real services, through the public seam of each room.
 #![allow(
     clippy::disallowed_methods,
+    clippy::let_underscore_must_use,
+    clippy::unwrap_used,
     dead_code,
     reason = "tests spawn and read clocks as they like; not every starter is used by every test"
 )]
