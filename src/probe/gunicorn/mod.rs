@@ -1,5 +1,7 @@
 //! Asks gunicorn.
 
+mod sock_diag;
+
 use super::Planned;
 
 crate::config_struct! {
