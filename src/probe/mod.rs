@@ -33,11 +33,6 @@ pub trait Probe: Send + Sync {
     /// Asks once. The recorder takes what is measured; a failure is data, not an error of the program.
     fn run<'a>(&'a self, rec: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>>;
 
-    /// The exporter's own `<x>_up`, set by the scheduler from the outcome.
-    fn up(&self) -> Option<&'static Family> {
-        None
-    }
-
     /// Says what this probe reads and needs, without connecting: for `config check` and the first look.
     fn sight(&self) -> Sight {
         Sight::Full
