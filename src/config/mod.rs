@@ -119,3 +119,20 @@ fn read(path: &Path) -> Result<String, String> {
     }
     String::from_utf8(bytes).map_err(|error| format!("expected UTF-8, found another byte at offset {}", error.utf8_error().valid_up_to()))
 }
+
+/// Lists every key of the sections and of the probes, for the test of the example.
+pub fn keys() -> Vec<&'static str> {
+    use crate::model::decode::Documented;
+    let sections = [
+        Config::KEYS,
+        SiteConfig::KEYS,
+        StateConfig::KEYS,
+        Defaults::KEYS,
+        WebConfig::KEYS,
+        ControlConfig::KEYS,
+        MaintenanceConfig::KEYS,
+        StartupConfig::KEYS,
+        ProbeConfig::KEYS,
+    ];
+    sections.iter().flat_map(|keys| keys.iter().map(|key| key.name)).collect()
+}
