@@ -7,11 +7,11 @@ use proctor::cli::{self, Cli, Exit};
 
 fn main() -> ExitCode {
     match cli::run(Cli::parse()) {
-        Ok(exit) => ExitCode::from(exit as u8),
+        Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
             // Through anyhow for its way to print a chain of causes.
             eprintln!("proctor: {:#}", anyhow::Error::from_boxed(error));
-            ExitCode::from(Exit::CouldNotRun as u8)
+            ExitCode::from(Exit::CouldNotRun.code())
         }
     }
 }

@@ -3,9 +3,11 @@
 //! What outlives a reload (metrics, store, results, window, alert table, web) is built once; what belongs to a
 //! configuration (probes and what is made from them) is a [`Tasks`] child that a reload swaps as a whole.
 
+mod operate;
 mod paths;
 mod view;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -15,12 +17,11 @@ use crate::client::net::chain;
 use crate::config::Config;
 use crate::discover::{self, Found};
 use crate::metrics::Metrics;
-use crate::model::{Labels, ProbeResult, Problem, Target};
+use crate::model::{Labels, ProbeResult, Problem, Target, Timestamp};
 use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
 use crate::snapshot::Snapshot;
 use crate::store::{Store, StoreError};
 use crate::tasks::{self, Tasks};
-use crate::web::control::{Command, Peer, Reply};
 use crate::web::{self, Pages, WebError};
 use crate::window::{Limits, Window};
 
@@ -130,6 +131,8 @@ pub struct App {
     /// Held during a reload: reloads come one after the other.
     reloading: tokio::sync::Mutex<()>,
     tasks: Tasks,
+    /// When the command of a hold was last heard of, by the hold's id.
+    heard: Mutex<BTreeMap<String, Timestamp>>,
     web: Mutex<Option<std::net::SocketAddr>>,
 }
 
@@ -159,6 +162,7 @@ impl App {
             scoped: Mutex::new(Scoped { loaded, scheduler, tasks: scoped_tasks }),
             reloading: tokio::sync::Mutex::new(()),
             tasks,
+            heard: Mutex::default(),
             web: Mutex::new(None),
         });
         app.start_scoped();
@@ -208,14 +212,6 @@ impl App {
         }
     }
 
-    /// Carries out what came over the control socket.
-    async fn carry(&self, command: Command, _peer: Peer) -> Result<Reply, String> {
-        match command {
-            Command::Reload {} => self.reload().await.map(|()| Reply::text("reloaded")).map_err(|error| chain(&error)),
-            _ => Err("this Proctor cannot do that yet".to_owned()),
-        }
-    }
-
     /// Loads the configuration anew: all or nothing.
     ///
     /// # Errors
@@ -256,6 +252,7 @@ impl App {
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
         loop {
             tick.tick().await;
+            self.end_silent_holds().await;
             let now = tasks::now();
             self.metrics.clock_offset.set((tasks::wall_now().0 - now.0) as f64 / 1000.0);
             self.metrics.window_series.set(i64::try_from(self.window.series_count()).unwrap_or(i64::MAX));

@@ -3,7 +3,9 @@
 mod check;
 mod config;
 mod control;
+mod hold;
 mod serve;
+mod silence;
 
 use std::path::{Path, PathBuf};
 
@@ -38,6 +40,11 @@ enum Command {
     Config(ConfigCommand),
     /// Loads the configuration of the running Proctor anew, all or nothing
     Reload,
+    /// Says nothing of some alerts for a while
+    #[command(subcommand)]
+    Silence(silence::Silence),
+    /// Says and does nothing for a while: `proctor hold 15m`, `proctor hold run -- make new-code`
+    Hold(hold::Hold),
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,15 +56,41 @@ enum ConfigCommand {
     },
 }
 
-/// How a command ended, as an exit code.
+/// Reads a duration of the command line.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    crate::model::duration::parse(text).map_err(|error| error.to_string())
+}
+
+/// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// All is well.
-    Well = 0,
-    /// A target failed, or a file has mistakes.
-    Failed = 1,
-    /// It could not run.
-    CouldNotRun = 2,
+    /// All is well: 0.
+    Well,
+    /// A target failed, or a file has mistakes: 1.
+    Failed,
+    /// It could not run: 2.
+    CouldNotRun,
+    /// The exit code of a command that was run.
+    Of(u8),
+}
+
+impl Exit {
+    /// Returns the exit code.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Well => 0,
+            Self::Failed => 1,
+            Self::CouldNotRun => 2,
+            Self::Of(code) => code,
+        }
+    }
+
+    /// Hands on how a command ended; one that a signal ended is 128 plus the signal, as a shell says it.
+    fn of(status: std::process::ExitStatus) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+        code.and_then(|code| u8::try_from(code).ok()).map_or(Self::Failed, Self::Of)
+    }
 }
 
 /// Runs a command to its end.
@@ -70,6 +103,8 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
         Command::Serve => serve::run(source),
         Command::Check => check::run(&source),
         Command::Config(ConfigCommand::Check { file }) => Ok(config::check(&file.map_or(source, Source::File))),
+        Command::Silence(command) => silence::run(&source, command),
+        Command::Hold(hold) => hold::run(&source, hold),
         Command::Reload => control::send(&source, crate::web::control::Command::Reload {}),
     }
 }
