@@ -82,7 +82,13 @@ impl Gunicorn {
             .args(["--workers", "3", "--backlog", "5", "--timeout", "120", "--no-control-socket", "--access-logfile", "-"])
             .args(["--access-logformat", "ACCESS %(m)s %({host}i)s%(U)s %(s)s %(a)s", "--worker-tmp-dir"])
             .arg(folder)
-            .args(["--chdir", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack/site"), "--bind", &listen.to_string(), "coursys:application"])
+            .args([
+                "--chdir",
+                concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack/site"),
+                "--bind",
+                &listen.to_string(),
+                "coursys:application",
+            ])
             .env("SITE_MAIL", folder.join("mail"))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .envs(env.iter().copied());
@@ -91,8 +97,9 @@ impl Gunicorn {
 
     async fn ready(&mut self) {
         eventually("all three gunicorn workers have booted", Duration::from_secs(30), || async {
-            (self.log().matches("Booting worker").count() >= 3 && self.get("/healthcheck").await.is_ok_and(|answer| answer.contains("200 OK")))
-                .then_some(())
+            (self.log().matches("Booting worker").count() >= 3
+                && self.get("/healthcheck").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 ")))
+            .then_some(())
         })
         .await;
     }
