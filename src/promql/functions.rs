@@ -201,7 +201,7 @@ fn histogram_quantile(q: f64, elements: &[Element]) -> Vec<Element> {
     for (labels, count) in elements {
         // A bucket without a bound is none.
         let Some(bound) = labels.get("le").and_then(|text| text.parse::<f64>().ok()) else { continue };
-        let at = *index.entry(labels.without(|label| label == NAME || label == "le")).or_insert_with_key(|key| {
+        let at = *index.entry(labels.without(|label| label == "le")).or_insert_with_key(|key| {
             histograms.push((unnamed(key), Vec::new()));
             histograms.len() - 1
         });
