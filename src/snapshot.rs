@@ -115,15 +115,16 @@ impl Snapshot {
         inner.series = inner.targets.values().map(|entry| entry.rendered.series).sum();
     }
 
-    /// Takes a result in place of the target's last one.
-    pub fn accept(&self, result: &ProbeResult) {
+    /// Takes a result in place of the target's last one; says whether the outcome is another one than before.
+    pub fn accept(&self, result: &ProbeResult) -> bool {
         let mut rendered = render(result);
         let mut inner = self.inner.write().unwrap_or_else(PoisonError::into_inner);
         let others = inner.series;
-        let Some(entry) = inner.targets.get_mut(&result.target.to_string()) else { return };
-        let Some(latest) = &mut entry.latest else { return };
+        let Some(entry) = inner.targets.get_mut(&result.target.to_string()) else { return false };
+        let Some(latest) = &mut entry.latest else { return false };
         let was = latest.result.as_ref().map(|old| old.is_success());
-        if was != Some(result.is_success()) {
+        let changed = was != Some(result.is_success());
+        if changed {
             latest.since = Some(result.at);
         }
         latest.runs += 1;
@@ -137,6 +138,7 @@ impl Snapshot {
         let series = others + rendered.series;
         entry.rendered = rendered;
         inner.series = series;
+        changed
     }
 
     /// Returns what is known of every target, sorted by name.

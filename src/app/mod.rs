@@ -14,11 +14,14 @@ use std::time::Duration;
 
 use crate::alerts::AlertTable;
 use crate::client::net::chain;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::discover::{self, Found};
 use crate::metrics::Metrics;
 use crate::model::{Labels, ProbeResult, Problem, Target, Timestamp};
 use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
+use crate::rules;
+use crate::rules::group::{self, Context, Nudge};
+use crate::rules::load::RuleGroup;
 use crate::snapshot::Snapshot;
 use crate::store::{Store, StoreError};
 use crate::tasks::{self, Tasks};
@@ -68,6 +71,8 @@ pub enum AppError {
 pub struct Loaded {
     /// The configuration.
     pub config: Arc<Config>,
+    /// The rules it names.
+    pub rules: Vec<RuleGroup>,
     /// What was found on the host, where there is no file.
     pub found: Option<Found>,
 }
@@ -77,15 +82,16 @@ pub struct Loaded {
 /// # Errors
 /// [`AppError::Config`].
 pub fn load(source: &Source) -> Result<Loaded, AppError> {
-    match source {
-        Source::File(path) => Ok(Loaded { config: Arc::new(Config::load(path).map_err(AppError::Config)?), found: None }),
+    let (config, found) = match source {
+        Source::File(path) => (Config::load(path).map_err(AppError::Config)?, None),
         Source::Host => {
             let found = discover::look();
             let yaml = if found.probes.is_empty() { String::new() } else { format!("probes:\n{}", found.probes) };
-            let config = Config::from_text("what was found on this host".as_ref(), &yaml).map_err(AppError::Config)?;
-            Ok(Loaded { config: Arc::new(config), found: Some(found) })
+            (Config::from_text("what was found on this host".as_ref(), &yaml).map_err(AppError::Config)?, Some(found))
         }
-    }
+    };
+    let rules = rules::load::load(&config.rules, config::read).map_err(AppError::Config)?;
+    Ok(Loaded { config: Arc::new(config), rules, found })
 }
 
 /// Plans every target of a configuration; connects to nothing.
@@ -127,6 +133,7 @@ pub struct App {
     snapshot: Snapshot,
     window: Window,
     alerts: AlertTable,
+    nudge: Nudge,
     scoped: Mutex<Scoped>,
     /// Held during a reload: reloads come one after the other.
     reloading: tokio::sync::Mutex<()>,
@@ -149,9 +156,10 @@ impl App {
         let store = Store::open(state_path(&loaded.config).as_deref(), metrics.clone())?;
         let snapshot = Snapshot::new(metrics.clone());
         let window = Window::new(Limits::default(), metrics.clone());
+        let nudge = Nudge::default();
         let tasks = Tasks::new();
         let scoped_tasks = tasks.child();
-        let scheduler = Scheduler::new(scheduled, sink(&snapshot, &window, loaded.config.site.labels.clone()), metrics.clone());
+        let scheduler = Scheduler::new(scheduled, sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone()), metrics.clone());
         let app = Arc::new(Self {
             source,
             metrics,
@@ -159,13 +167,14 @@ impl App {
             snapshot,
             window,
             alerts: AlertTable::default(),
+            nudge,
             scoped: Mutex::new(Scoped { loaded, scheduler, tasks: scoped_tasks }),
             reloading: tokio::sync::Mutex::new(()),
             tasks,
             heard: Mutex::default(),
             web: Mutex::new(None),
         });
-        app.start_scoped();
+        app.start_scoped().await;
         let housekeeping = app.clone();
         app.tasks.spawn_until_stopped("housekeeping", async move { housekeeping.keep_house().await });
         let config = app.loaded().config;
@@ -191,10 +200,27 @@ impl App {
         self.scoped.lock().unwrap_or_else(PoisonError::into_inner).loaded.clone()
     }
 
-    fn start_scoped(&self) {
-        let scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
-        self.snapshot.announce(&scoped.scheduler.targets());
-        scoped.scheduler.start(&scoped.tasks);
+    async fn start_scoped(&self) {
+        let (loaded, scheduler, tasks) = {
+            let scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
+            (scoped.loaded.clone(), scoped.scheduler.clone(), scoped.tasks.clone())
+        };
+        self.snapshot.announce(&scheduler.targets());
+        let look_back = loaded.rules.iter().flat_map(|group| &group.rules).map(|rule| rule.expr.look_back()).max();
+        self.window.set_look_back(look_back.unwrap_or_default());
+        let snapshot = self.snapshot.clone();
+        let context = Context {
+            window: self.window.clone(),
+            alerts: self.alerts.clone(),
+            store: self.store.clone(),
+            metrics: self.metrics.clone(),
+            site_labels: loaded.config.site.labels.clone(),
+            external_url: loaded.config.site.external_url.as_deref().unwrap_or("").into(),
+            ready: Arc::new(move || snapshot.all().iter().all(|latest| latest.result.is_some())),
+        };
+        let groups = group::restore(loaded.rules, &context, tasks::now()).await;
+        group::start(groups, &self.nudge, &tasks);
+        scheduler.start(&tasks);
     }
 
     async fn start_control(self: &Arc<Self>, config: &Config) {
@@ -229,8 +255,11 @@ impl App {
         };
         let old = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
         old.stop(STOP_WITHIN).await;
-        let scheduler =
-            Scheduler::new(scheduled, sink(&self.snapshot, &self.window, loaded.config.site.labels.clone()), self.metrics.clone());
+        let scheduler = Scheduler::new(
+            scheduled,
+            sink(&self.snapshot, &self.window, &self.nudge, loaded.config.site.labels.clone()),
+            self.metrics.clone(),
+        );
         {
             let mut scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
             let kept: Vec<String> = scheduler.targets().iter().map(ToString::to_string).collect();
@@ -239,7 +268,7 @@ impl App {
             }
             *scoped = Scoped { loaded, scheduler, tasks: self.tasks.child() };
         }
-        self.start_scoped();
+        self.start_scoped().await;
         self.metrics.config_reload_ok.set(1);
         self.metrics.config_reload_time.set(tasks::wall_now().as_secs_f64());
         tracing::info!("the configuration was loaded anew");
@@ -304,11 +333,12 @@ impl App {
     }
 }
 
-/// Hands a result on: rendered for Prometheus, and as samples for the rules, with the site's labels.
-fn sink(snapshot: &Snapshot, window: &Window, site: Labels) -> Sink {
-    let (snapshot, window) = (snapshot.clone(), window.clone());
+/// Hands a result on: rendered for Prometheus, and as samples for the rules, with the site's labels. One that says
+/// something else than the last one is judged at once.
+fn sink(snapshot: &Snapshot, window: &Window, nudge: &Nudge, site: Labels) -> Sink {
+    let (snapshot, window, nudge) = (snapshot.clone(), window.clone(), nudge.clone());
     Arc::new(move |result: ProbeResult| {
-        snapshot.accept(&result);
+        let changed = snapshot.accept(&result);
         let target = &result.target;
         let series = result.samples.iter().map(|sample| {
             let own = sample.labels.iter().map(|(name, value)| (Arc::from(*name), Arc::from(&**value)));
@@ -318,5 +348,8 @@ fn sink(snapshot: &Snapshot, window: &Window, site: Labels) -> Sink {
             (site.with(own.chain(named).chain(one)), sample.value)
         });
         window.accept(&target.to_string(), result.at, series);
+        if changed {
+            nudge.all();
+        }
     })
 }

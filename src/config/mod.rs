@@ -16,6 +16,7 @@ use crate::model::{Labels, Position, Problem, Problems, yaml};
 use crate::mute::maintenance::MaintenanceConfig;
 use crate::mute::startup::StartupConfig;
 use crate::probe::ProbeConfig;
+use crate::rules::RulesConfig;
 use crate::web::WebConfig;
 use crate::web::control::ControlConfig;
 
@@ -62,6 +63,8 @@ crate::config_struct! {
         state: StateConfig = "{}",
         /// What holds for every probe that does not say otherwise.
         defaults: Defaults = "{}",
+        /// Which rules decide what is wrong.
+        rules: RulesConfig = "{}",
         /// The site is down on purpose while a file exists.
         maintenance: MaintenanceConfig = "{}",
         /// Quiet until Proctor knows the site, and until the host has come up.
@@ -104,7 +107,10 @@ impl Config {
 
 /// Reads a regular file of at most [`yaml::MAX_BYTES`]. A FIFO would block, a device or 1 GiB would not end: refused at
 /// once, before a byte is read.
-fn read(path: &Path) -> Result<String, String> {
+///
+/// # Errors
+/// What was expected and what was found, as the message of a problem.
+pub fn read(path: &Path) -> Result<String, String> {
     let cannot = |error: std::io::Error| format!("cannot read this file: {error}");
     let nonblocking = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or_default();
     let file = File::options().read(true).custom_flags(nonblocking).open(path).map_err(cannot)?;
@@ -128,6 +134,7 @@ pub fn keys() -> Vec<&'static str> {
         SiteConfig::KEYS,
         StateConfig::KEYS,
         Defaults::KEYS,
+        RulesConfig::KEYS,
         WebConfig::KEYS,
         ControlConfig::KEYS,
         MaintenanceConfig::KEYS,

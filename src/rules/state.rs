@@ -92,15 +92,9 @@ impl RuleState {
         let (now, rule) = (turn.now, self.rule.clone());
         let mut present: BTreeMap<Labels, (f64, Labels)> = BTreeMap::new();
         for (sample, value) in results {
-            let facts = Facts {
-                labels: sample,
-                value: *value,
-                external_labels: turn.external_labels,
-                external_url: turn.external_url,
-            };
+            let facts = Facts { labels: sample, value: *value, external_labels: turn.external_labels, external_url: turn.external_url };
             let own = rule.labels.iter().map(|(name, template)| (name.clone(), template.expand(&facts)));
-            let labels =
-                sample.without(|name| name == NAME).with(own.chain([("alertname".to_owned(), rule.name.clone())]));
+            let labels = sample.without(|name| name == NAME).with(own.chain([("alertname".to_owned(), rule.name.clone())]));
             let annotations = Labels::new(rule.annotations.iter().map(|(name, template)| (name.clone(), template.expand(&facts))));
             if present.insert(labels.clone(), (*value, annotations)).is_some() {
                 return Err(RuleError::Duplicate(labels));
@@ -236,14 +230,7 @@ mod tests {
 
     fn turn(seconds: i64) -> Turn<'static> {
         static LABELS: std::sync::LazyLock<Labels> = std::sync::LazyLock::new(Labels::default);
-        Turn {
-            now: Timestamp::from_secs(seconds),
-            ready: true,
-            settled: true,
-            limit: 0,
-            external_labels: &LABELS,
-            external_url: "",
-        }
+        Turn { now: Timestamp::from_secs(seconds), ready: true, settled: true, limit: 0, external_labels: &LABELS, external_url: "" }
     }
 
     fn samples(probes: &[&str]) -> Vec<(Labels, f64)> {
@@ -357,7 +344,8 @@ mod tests {
 
     #[test]
     fn labels_are_the_samples_without_the_name_then_the_rules_and_an_empty_one_is_removed() {
-        let labels = [("severity", "critical"), ("probe", "{{ $labels.nope }}"), ("copy", "{{ $labels.probe }}!"), ("raw", "{{ $labels.raw }}")];
+        let labels =
+            [("severity", "critical"), ("probe", "{{ $labels.nope }}"), ("copy", "{{ $labels.probe }}!"), ("raw", "{{ $labels.raw }}")];
         let mut state = RuleState::new(rule(0, 0, &labels), "g/Down");
         let sample = Labels::new([(NAME, "up"), ("probe", "web"), ("raw", "{{ $value }}"), ("alertname", "lies")]);
         state.step(&[(sample, 2.5)], &turn(0)).expect("is fine");

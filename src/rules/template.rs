@@ -14,16 +14,64 @@ const MAX_DEPTH: usize = 16;
 const MAX_WIDTH: usize = 256;
 
 /// The functions that are expanded here.
-pub const FUNCTIONS: &[&str] = &[
-    "humanize", "humanize1024", "humanizeDuration", "humanizePercentage", "humanizeTimestamp", "printf", "title", "toLower", "toUpper",
-];
+pub const FUNCTIONS: &[&str] =
+    &["humanize", "humanize1024", "humanizeDuration", "humanizePercentage", "humanizeTimestamp", "printf", "title", "toLower", "toUpper"];
 
 /// What Prometheus expands and we do not: Go's keywords and functions, and Prometheus' own.
 const UNSUPPORTED: &[&str] = &[
-    "if", "else", "end", "range", "with", "define", "template", "block", "break", "continue", "and", "or", "not", "print", "println",
-    "html", "js", "len", "index", "slice", "eq", "ne", "lt", "le", "gt", "ge", "call", "urlquery", "query", "first", "label", "value",
-    "strvalue", "args", "reReplaceAll", "safeHtml", "match", "graphLink", "tableLink", "sortByLabel", "stripPort", "stripDomain",
-    "parseDuration", "toTime", "toDuration", "now", "pathPrefix", "externalURL", "tmpl", "true", "false", "nil", "urlQueryEscape",
+    "if",
+    "else",
+    "end",
+    "range",
+    "with",
+    "define",
+    "template",
+    "block",
+    "break",
+    "continue",
+    "and",
+    "or",
+    "not",
+    "print",
+    "println",
+    "html",
+    "js",
+    "len",
+    "index",
+    "slice",
+    "eq",
+    "ne",
+    "lt",
+    "le",
+    "gt",
+    "ge",
+    "call",
+    "urlquery",
+    "query",
+    "first",
+    "label",
+    "value",
+    "strvalue",
+    "args",
+    "reReplaceAll",
+    "safeHtml",
+    "match",
+    "graphLink",
+    "tableLink",
+    "sortByLabel",
+    "stripPort",
+    "stripDomain",
+    "parseDuration",
+    "toTime",
+    "toDuration",
+    "now",
+    "pathPrefix",
+    "externalURL",
+    "tmpl",
+    "true",
+    "false",
+    "nil",
+    "urlQueryEscape",
 ];
 
 /// Why a text is no template of ours.
@@ -281,7 +329,9 @@ impl<'a> Reader<'a> {
                 let length = rest
                     .char_indices()
                     .position(|(i, c)| {
-                        !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_') || (matches!(c, '-' | '+') && (i == 0 || rest[..i].ends_with(['e', 'E']))))
+                        !(c.is_ascii_alphanumeric()
+                            || matches!(c, '.' | '_')
+                            || (matches!(c, '-' | '+') && (i == 0 || rest[..i].ends_with(['e', 'E']))))
                     })
                     .unwrap_or(rest.len());
                 let text = &rest[..length];
@@ -373,7 +423,9 @@ fn unsupported(offset: usize, what: &str) -> TemplateError {
     let supported = FUNCTIONS.join(" ");
     wrong(
         offset,
-        format!("{what:?} is not supported here; Prometheus accepts it. Supported: $labels.x $value $externalLabels.x $externalURL, pipes, {supported}"),
+        format!(
+            "{what:?} is not supported here; Prometheus accepts it. Supported: $labels.x $value $externalLabels.x $externalURL, pipes, {supported}"
+        ),
     )
 }
 

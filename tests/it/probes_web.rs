@@ -67,10 +67,7 @@ fn well(result: &ProbeResult) {
 /// An `http` probe of the site on this nginx.
 fn site(nginx: &Nginx, path: &str, more: &str) -> String {
     let (port, ca) = (nginx.https, nginx.ca_file());
-    format!(
-        "http: {{url: 'https://coursys.example.org:{port}{path}', connect_to: '127.0.0.1:{port}', ca_file: {}, {more}}}",
-        ca.display()
-    )
+    format!("http: {{url: 'https://coursys.example.org:{port}{path}', connect_to: '127.0.0.1:{port}', ca_file: {}, {more}}}", ca.display())
 }
 
 #[tokio::test]
@@ -302,7 +299,11 @@ async fn a_tcp_port_is_asked_and_its_answer_expected() {
         (Manner::SaysAndHolds(b"22".to_vec()), Reason::AnswerTimeout, "found so far \"22\""),
         (Manner::Drips(b"220 mail".to_vec()), Reason::AnswerTimeout, "found so far \"22\""),
         (Manner::Silent, Reason::AnswerTimeout, "waiting for an answer"),
-        (Manner::Says(b"554 bye".to_vec()), Reason::Mismatch, "expected an answer that matches ^220 , found \"554 bye\", and the connection was closed"),
+        (
+            Manner::Says(b"554 bye".to_vec()),
+            Reason::Mismatch,
+            "expected an answer that matches ^220 , found \"554 bye\", and the connection was closed",
+        ),
         (Manner::Endless(b"554 ".to_vec()), Reason::Mismatch, "larger than 16384 bytes"),
         (Manner::Closes, Reason::Eof, "closed after 0 bytes"),
     ] {
@@ -519,7 +520,9 @@ async fn a_gunicorn_that_is_frozen_dead_or_another_program_has_its_reason() {
         }
     }
     // The head is an answer, whatever becomes of the body.
-    for manner in [Manner::Endless(b"HTTP/1.1 500 x\r\n\r\n".to_vec()), Manner::Says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx".to_vec())] {
+    for manner in
+        [Manner::Endless(b"HTTP/1.1 500 x\r\n\r\n".to_vec()), Manner::Says(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nx".to_vec())]
+    {
         let port = hostile(manner).await;
         well(&ask_briefly(&format!("gunicorn: {{listen: '127.0.0.1:{port}', host_header: a.example}}")).await);
     }

@@ -108,9 +108,8 @@ fn values_of(text: &str) -> Vec<Option<f64>> {
             values.push(Some(STALE));
             continue;
         }
-        let split = value.char_indices().skip(1).find(|(at, c)| {
-            matches!(c, '+' | '-') && !value[..*at].ends_with(['e', 'E']) && !times.is_empty()
-        });
+        let split =
+            value.char_indices().skip(1).find(|(at, c)| matches!(c, '+' | '-') && !value[..*at].ends_with(['e', 'E']) && !times.is_empty());
         let (start, step) = match split {
             Some((at, _)) => (number(&value[..at]), number(&value[at..])),
             None => (number(value), 0.0),
