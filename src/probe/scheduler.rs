@@ -65,6 +65,11 @@ impl Scheduler {
         Self { slots, sink, metrics }
     }
 
+    /// Returns who is asked.
+    pub fn targets(&self) -> Vec<Arc<Target>> {
+        self.slots.iter().map(|slot| slot.scheduled.target.clone()).collect()
+    }
+
     /// Starts a task per target.
     pub fn start(&self, tasks: &Tasks) {
         for index in 0..self.slots.len() {
