@@ -155,6 +155,8 @@ impl NetError {
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => Reason::ConnectTimeout,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Reason::Forbidden,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::NotFound => Reason::Missing,
+            // A socket in the file system whose queue is full turns one away at once.
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::WouldBlock => Reason::Saturated,
             Self::Connect { .. } => Reason::Refused,
             Self::Tls { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => Reason::Eof,
             Self::Tls { source, .. } if source.kind() == io::ErrorKind::ConnectionReset => Reason::Reset,

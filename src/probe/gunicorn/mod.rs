@@ -14,7 +14,7 @@ use futures_util::future::BoxFuture;
 use super::http::{Host, failure_of, record_answer, record_connect};
 use super::{Planned, Probe, Recorder, failure};
 use crate::client::http::{self, HttpError, Request, Seen};
-use crate::client::net::{self, Endpoint, NetError};
+use crate::client::net::{self, Endpoint};
 use crate::model::{Failure, Family, Reason, Sight};
 use sock_diag::Queue;
 
@@ -117,9 +117,8 @@ impl Gunicorn {
         }
         let connected = net::connect_to(listen, &addresses, &mut seen.net).await;
         record_connect(rec, &seen);
-        let stream = connected.map_err(|error| match (&error, &before) {
-            // A full queue of a socket in the file system turns newcomers away at once.
-            (NetError::Connect { source, .. }, Ok(Some(queue))) if source.kind() == io::ErrorKind::WouldBlock => {
+        let stream = connected.map_err(|error| match (error.reason(), &before) {
+            (Reason::Saturated, Ok(Some(queue))) => {
                 Failure::new(Reason::Saturated, format!("cannot connect to {listen}: {}", full(*queue)))
             }
             _ => failure(&error),

@@ -96,9 +96,9 @@ fn inet_request(family: u8, port: u16) -> Vec<u8> {
 
 /// `struct inet_diag_msg`: the local address and the queue.
 fn inet_row(row: &[u8]) -> Option<(IpAddr, Queue)> {
-    let ip = match row.first()? {
-        &INET => IpAddr::from(<[u8; 4]>::try_from(row.get(8..12)?).ok()?),
-        &INET6 => IpAddr::from(<[u8; 16]>::try_from(row.get(8..24)?).ok()?).to_canonical(),
+    let ip = match *row.first()? {
+        INET => IpAddr::from(<[u8; 4]>::try_from(row.get(8..12)?).ok()?),
+        INET6 => IpAddr::from(<[u8; 16]>::try_from(row.get(8..24)?).ok()?).to_canonical(),
         _ => return None,
     };
     Some((ip, Queue { waiting: u32_at(row, 56)?, max: u32_at(row, 60)? }))

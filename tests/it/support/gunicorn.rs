@@ -98,7 +98,7 @@ impl Gunicorn {
     async fn ready(&mut self) {
         eventually("all three gunicorn workers have booted", Duration::from_secs(30), || async {
             (self.log().matches("Booting worker").count() >= 3
-                && self.get("/healthcheck").await.is_ok_and(|answer| answer.starts_with("HTTP/1.1 ")))
+                && self.get("/healthcheck").await.is_ok_and(|answer| answer.starts_with("HTTP/1.")))
             .then_some(())
         })
         .await;
