@@ -44,27 +44,21 @@ impl<'a> Evaluation<'a> {
         let value = match &node.kind {
             Kind::Number(value) => Value::Scalar(*value),
             Kind::Text(text) => Value::String(text.clone()),
-            Kind::Selector(selector) => {
-                Value::Vector(self.select(selector, t)?.into_iter().map(|(labels, _, value)| (labels, value)).collect())
-            }
+            Kind::Selector(selector) => self.instant(selector, t)?,
             // The parser lets range vectors stand only where a function takes them.
             Kind::Range(..) | Kind::Subquery(_) => Value::Vector(Vec::new()),
             Kind::Call(call) => functions::call(self, call, t)?,
-            Kind::Aggregate(of) => Value::Vector(aggregate::aggregate(self, of, t)?),
+            Kind::Aggregate(of) => aggregate::aggregate(self, of, t)?,
             Kind::Binary(of) => binary::binary(self, of, t)?,
-            Kind::Negate(inner) => match self.eval(inner, t)? {
-                Value::Vector(elements) => {
-                    Value::Vector(unique(elements.into_iter().map(|(labels, value)| (unnamed(&labels), -value)).collect())?)
-                }
-                Value::Scalar(value) => Value::Scalar(-value),
-                text => text,
-            },
+            Kind::Negate(inner) => negate(self.eval(inner, t)?)?,
             Kind::Paren(inner) => self.eval(inner, t)?,
         };
-        if let Value::Vector(elements) = &value {
-            self.spend(elements.len())?;
-        }
+        self.spend(if let Value::Vector(elements) = &value { elements.len() } else { 0 })?;
         Ok(value)
+    }
+
+    fn instant(&self, selector: &Selector, t: i64) -> Result<Value, EvalError> {
+        Ok(Value::Vector(self.select(selector, t)?.into_iter().map(|(labels, _, value)| (labels, value)).collect()))
     }
 
     /// Evaluates a part that the parser found to be an instant vector.
@@ -139,6 +133,14 @@ impl<'a> Evaluation<'a> {
         };
         base.saturating_sub(when.offset.unwrap_or(0))
     }
+}
+
+fn negate(value: Value) -> Result<Value, EvalError> {
+    Ok(match value {
+        Value::Vector(elements) => Value::Vector(unique(elements.into_iter().map(|(labels, value)| (unnamed(&labels), -value)).collect())?),
+        Value::Scalar(value) => Value::Scalar(-value),
+        text => text,
+    })
 }
 
 /// Says whether a label belongs to the metric's name: Prometheus drops its type and unit with it.

@@ -11,8 +11,8 @@ use super::lex::{self, Token, clip};
 use crate::model::labels::NAME;
 use crate::model::{MatchOp, Matcher};
 
-/// How deep brackets, calls and signs may be nested: each level is a few frames of the stack.
-const MAX_NESTING: usize = 100;
+/// How deep brackets, calls and signs may be nested: each level is eight frames of the stack.
+const MAX_NESTING: usize = 64;
 /// How high the tree may be: a chain such as `a + b + c` is as high as it has operators.
 const MAX_HEIGHT: usize = 250;
 /// The longest regular expression, in bytes; what it compiles to is bounded too.
