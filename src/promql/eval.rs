@@ -81,8 +81,8 @@ impl<'a> Evaluation<'a> {
     /// Returns what an instant selector sees: labels, moment and value of each series' newest sample.
     pub fn select(&self, selector: &Selector, t: i64) -> Result<Vec<(Labels, i64, f64)>, EvalError> {
         let until = self.when(selector.when, t);
+        self.spend(self.window.candidates(&selector.matchers))?;
         let found = self.window.select_newest(&selector.matchers, Timestamp(until.saturating_sub(LOOK_BACK_MS)), Timestamp(until));
-        self.spend(found.len())?;
         Ok(found)
     }
 
@@ -92,8 +92,9 @@ impl<'a> Evaluation<'a> {
             Kind::Range(selector, range) => {
                 let end = self.when(selector.when, t);
                 let start = end.saturating_sub(*range);
+                self.spend(self.window.candidates(&selector.matchers))?;
                 let mut series = self.window.select(&selector.matchers, Timestamp(start), Timestamp(end));
-                self.spend(series.iter().map(|series| series.samples.len() + 1).sum())?;
+                self.spend(series.iter().map(|series| series.samples.len()).sum())?;
                 for one in &mut series {
                     one.samples.retain(|(_, value)| !is_stale(*value));
                 }
