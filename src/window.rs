@@ -195,6 +195,15 @@ impl Window {
         found
     }
 
+    /// Returns how many series a selection has to look at, whether or not they match: what it costs.
+    pub fn candidates(&self, matchers: &[Matcher]) -> usize {
+        let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
+        match fixed_name(matchers) {
+            Some(name) => table.by_name.get(name).map_or(0, Vec::len),
+            None => table.slots.len(),
+        }
+    }
+
     /// Returns the moment of the first sample ever taken: before it nothing is known.
     pub fn first_at(&self) -> Option<Timestamp> {
         self.table.read().unwrap_or_else(PoisonError::into_inner).first_at
@@ -221,20 +230,25 @@ impl Window {
 
     fn read(&self, matchers: &[Matcher], mut each: impl FnMut(&Stored)) {
         let table = self.table.read().unwrap_or_else(PoisonError::into_inner);
-        let name = matchers.iter().find(|matcher| matcher.name == NAME && matcher.op == MatchOp::Equal && !matcher.value.is_empty());
         let mut visit = |stored: &Stored| {
             if matchers.iter().all(|matcher| matcher.matches(&stored.labels)) {
                 each(stored);
             }
         };
-        match name {
+        match fixed_name(matchers) {
             Some(name) => {
-                let slots = table.by_name.get(name.value.as_str()).map_or(&[][..], Vec::as_slice);
+                let slots = table.by_name.get(name).map_or(&[][..], Vec::as_slice);
                 slots.iter().filter_map(|slot| table.slots[*slot as usize].as_ref()).for_each(&mut visit);
             }
             None => table.slots.iter().flatten().for_each(&mut visit),
         }
     }
+}
+
+/// Returns the metric's name where the matchers leave no choice.
+fn fixed_name(matchers: &[Matcher]) -> Option<&str> {
+    let name = matchers.iter().find(|matcher| matcher.name == NAME && matcher.op == MatchOp::Equal && !matcher.value.is_empty());
+    name.map(|matcher| matcher.value.as_str())
 }
 
 impl Table {

@@ -2,19 +2,24 @@
 
 use std::collections::HashMap;
 
-use super::ast::{Aggregate, Grouping, Kind};
+use super::ast::{Aggregate, Grouping, Kind, Type};
 use super::eval::{Element, Evaluation};
-use super::{EvalError, range};
+use super::{EvalError, Value, range};
 use crate::model::Labels;
 use crate::model::labels::NAME;
 
-/// Evaluates the parameter and the vector, and aggregates group by group, in the order in which groups appear.
-pub(super) fn aggregate(evaluation: &Evaluation<'_>, of: &Aggregate, t: i64) -> Result<Vec<Element>, EvalError> {
-    let mut elements = evaluation.vector(&of.inner, t)?;
+/// Evaluates the parameter and the vector, and aggregates.
+pub(super) fn aggregate(evaluation: &Evaluation<'_>, of: &Aggregate, t: i64) -> Result<Value, EvalError> {
+    let elements = evaluation.vector(&of.inner, t)?;
     let param = match &of.param {
-        Some(param) if !matches!(param.bare().kind, Kind::Text(_)) => evaluation.scalar(param, t)?,
+        Some(param) if param.type_of() == Type::Scalar => evaluation.scalar(param, t)?,
         _ => f64::NAN,
     };
+    grouped(of, elements, param).map(Value::Vector)
+}
+
+/// Aggregates group by group, in the order in which groups appear.
+fn grouped(of: &Aggregate, mut elements: Vec<Element>, param: f64) -> Result<Vec<Element>, EvalError> {
     let counted_by = match of.param.as_ref().map(|param| &param.bare().kind) {
         Some(Kind::Text(label)) => Some(label.as_str()),
         _ => None,

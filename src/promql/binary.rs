@@ -10,7 +10,11 @@ use crate::model::labels::NAME;
 
 /// Evaluates both sides and puts them together.
 pub(super) fn binary(evaluation: &Evaluation<'_>, of: &Binary, t: i64) -> Result<Value, EvalError> {
-    let (left, right) = (evaluation.eval(&of.left, t)?, evaluation.eval(&of.right, t)?);
+    let left = evaluation.eval(&of.left, t)?;
+    combine(of, left, evaluation.eval(&of.right, t)?)
+}
+
+fn combine(of: &Binary, left: Value, right: Value) -> Result<Value, EvalError> {
     Ok(match (left, right) {
         (Value::Scalar(left), Value::Scalar(right)) => {
             let (value, keep) = apply(of.op, left, right);

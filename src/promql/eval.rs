@@ -44,27 +44,21 @@ impl<'a> Evaluation<'a> {
         let value = match &node.kind {
             Kind::Number(value) => Value::Scalar(*value),
             Kind::Text(text) => Value::String(text.clone()),
-            Kind::Selector(selector) => {
-                Value::Vector(self.select(selector, t)?.into_iter().map(|(labels, _, value)| (labels, value)).collect())
-            }
+            Kind::Selector(selector) => self.instant(selector, t)?,
             // The parser lets range vectors stand only where a function takes them.
             Kind::Range(..) | Kind::Subquery(_) => Value::Vector(Vec::new()),
             Kind::Call(call) => functions::call(self, call, t)?,
-            Kind::Aggregate(of) => Value::Vector(aggregate::aggregate(self, of, t)?),
+            Kind::Aggregate(of) => aggregate::aggregate(self, of, t)?,
             Kind::Binary(of) => binary::binary(self, of, t)?,
-            Kind::Negate(inner) => match self.eval(inner, t)? {
-                Value::Vector(elements) => {
-                    Value::Vector(unique(elements.into_iter().map(|(labels, value)| (unnamed(&labels), -value)).collect())?)
-                }
-                Value::Scalar(value) => Value::Scalar(-value),
-                text => text,
-            },
+            Kind::Negate(inner) => negate(self.eval(inner, t)?)?,
             Kind::Paren(inner) => self.eval(inner, t)?,
         };
-        if let Value::Vector(elements) = &value {
-            self.spend(elements.len())?;
-        }
+        self.spend(if let Value::Vector(elements) = &value { elements.len() } else { 0 })?;
         Ok(value)
+    }
+
+    fn instant(&self, selector: &Selector, t: i64) -> Result<Value, EvalError> {
+        Ok(Value::Vector(self.select(selector, t)?.into_iter().map(|(labels, _, value)| (labels, value)).collect()))
     }
 
     /// Evaluates a part that the parser found to be an instant vector.
@@ -87,8 +81,8 @@ impl<'a> Evaluation<'a> {
     /// Returns what an instant selector sees: labels, moment and value of each series' newest sample.
     pub fn select(&self, selector: &Selector, t: i64) -> Result<Vec<(Labels, i64, f64)>, EvalError> {
         let until = self.when(selector.when, t);
+        self.spend(self.window.candidates(&selector.matchers))?;
         let found = self.window.select_newest(&selector.matchers, Timestamp(until.saturating_sub(LOOK_BACK_MS)), Timestamp(until));
-        self.spend(found.len())?;
         Ok(found)
     }
 
@@ -98,8 +92,9 @@ impl<'a> Evaluation<'a> {
             Kind::Range(selector, range) => {
                 let end = self.when(selector.when, t);
                 let start = end.saturating_sub(*range);
+                self.spend(self.window.candidates(&selector.matchers))?;
                 let mut series = self.window.select(&selector.matchers, Timestamp(start), Timestamp(end));
-                self.spend(series.iter().map(|series| series.samples.len() + 1).sum())?;
+                self.spend(series.iter().map(|series| series.samples.len()).sum())?;
                 for one in &mut series {
                     one.samples.retain(|(_, value)| !is_stale(*value));
                 }
@@ -139,6 +134,14 @@ impl<'a> Evaluation<'a> {
         };
         base.saturating_sub(when.offset.unwrap_or(0))
     }
+}
+
+fn negate(value: Value) -> Result<Value, EvalError> {
+    Ok(match value {
+        Value::Vector(elements) => Value::Vector(unique(elements.into_iter().map(|(labels, value)| (unnamed(&labels), -value)).collect())?),
+        Value::Scalar(value) => Value::Scalar(-value),
+        text => text,
+    })
 }
 
 /// Says whether a label belongs to the metric's name: Prometheus drops its type and unit with it.

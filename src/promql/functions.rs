@@ -3,40 +3,48 @@
 use std::collections::HashMap;
 
 use super::ast::{Call, Kind, Node, Type};
-use super::eval::{Element, Evaluation, unique, unnamed};
+use super::eval::{Element, Evaluation, Matrix, unique, unnamed};
 use super::{EvalError, Value, range};
 use crate::model::labels::NAME;
 use crate::model::{Labels, MatchOp, Timestamp};
 
-/// Evaluates a call whose arguments the parser has checked.
+/// Evaluates the arguments of a call, which the parser has checked, and then the function.
+///
+/// What calls itself again through its arguments is kept apart from what computes, so that deep calls need little stack.
 pub(super) fn call(evaluation: &Evaluation<'_>, call: &Call, t: i64) -> Result<Value, EvalError> {
-    let name = call.function.name;
-    let scalar = |index: usize, default: f64| match call.args.get(index) {
-        Some(arg) => evaluation.scalar(arg, t),
-        None => Ok(default),
-    };
-    if let Some(arg) = call.args.iter().find(|arg| arg.type_of() == Type::Matrix) {
-        let param = call.args.iter().find(|arg| arg.type_of() == Type::Scalar);
-        let param = param.map_or(Ok(f64::NAN), |param| evaluation.scalar(param, t))?;
-        return over_range(evaluation, name, arg, param, t).map(Value::Vector);
+    let mut scalars = Vec::new();
+    for arg in call.args.iter().filter(|arg| arg.type_of() == Type::Scalar) {
+        scalars.push(evaluation.scalar(arg, t)?);
     }
-    match name {
-        "time" => return Ok(Value::Scalar(t as f64 / 1000.0)),
-        "pi" => return Ok(Value::Scalar(std::f64::consts::PI)),
-        "vector" => return Ok(Value::Vector(vec![(Labels::default(), scalar(0, f64::NAN)?)])),
-        "timestamp" => {
-            if let Kind::Selector(selector) = &call.args[0].bare().kind {
+    for arg in &call.args {
+        match (arg.type_of(), &arg.bare().kind) {
+            (Type::Matrix, _) => return over_range(call, arg, &evaluation.matrix(arg, t)?, &scalars, t).map(Value::Vector),
+            // The moment of the sample itself is known to the selector alone.
+            (Type::Vector, Kind::Selector(selector)) if call.function.name == "timestamp" => {
                 let found = evaluation.select(selector, t)?.into_iter();
                 return unique(found.map(|(labels, at, _)| (unnamed(&labels), at as f64 / 1000.0)).collect()).map(Value::Vector);
             }
+            (Type::Vector, _) => return compute(call, evaluation.vector(arg, t)?, &scalars, t),
+            _ => {}
         }
-        _ => {}
     }
-    let mut elements: Vec<Element> = match call.args.iter().find(|arg| arg.type_of() == Type::Vector) {
-        Some(arg) => evaluation.vector(arg, t)?,
+    Ok(match call.function.name {
+        "time" => Value::Scalar(t as f64 / 1000.0),
+        "pi" => Value::Scalar(std::f64::consts::PI),
+        "vector" => Value::Vector(vec![(Labels::default(), parameter(&scalars, 0))]),
         // Dates of no vector are those of the present.
-        None => vec![(Labels::default(), t as f64 / 1000.0)],
-    };
+        _ => return compute(call, vec![(Labels::default(), t as f64 / 1000.0)], &scalars, t),
+    })
+}
+
+fn parameter(scalars: &[f64], index: usize) -> f64 {
+    scalars.get(index).copied().unwrap_or(f64::NAN)
+}
+
+/// Computes a function of the elements of a vector.
+fn compute(call: &Call, mut elements: Vec<Element>, scalars: &[f64], t: i64) -> Result<Value, EvalError> {
+    let name = call.function.name;
+    let (first, second) = (parameter(scalars, 0), parameter(scalars, 1));
     match name {
         "scalar" => {
             return Ok(Value::Scalar(match &elements[..] {
@@ -56,11 +64,10 @@ pub(super) fn call(evaluation: &Evaluation<'_>, call: &Call, t: i64) -> Result<V
             return Ok(Value::Vector(elements));
         }
         "label_replace" | "label_join" => return unique(relabel(call, elements)).map(Value::Vector),
-        "histogram_quantile" => return unique(histogram_quantile(scalar(0, f64::NAN)?, &elements)).map(Value::Vector),
-        "clamp" if scalar(2, f64::NAN)? < scalar(1, f64::NAN)? => return Ok(Value::Vector(Vec::new())),
+        "histogram_quantile" => return unique(histogram_quantile(first, &elements)).map(Value::Vector),
+        "clamp" if second < first => return Ok(Value::Vector(Vec::new())),
         _ => {}
     }
-    let (first, second) = (scalar_or_nan(&scalar, call, 1)?, scalar_or_nan(&scalar, call, 2)?);
     let apply = |value: f64| match name {
         "abs" => value.abs(),
         "ceil" => value.ceil(),
@@ -80,7 +87,7 @@ pub(super) fn call(evaluation: &Evaluation<'_>, call: &Call, t: i64) -> Result<V
         "clamp_max" => min(first, value),
         "round" => {
             // The inverse, as Prometheus has it: 1/0.1 is exact where 0.1 is not.
-            let inverse = 1.0 / if call.args.len() > 1 { first } else { 1.0 };
+            let inverse = 1.0 / scalars.first().copied().unwrap_or(1.0);
             (value * inverse + 0.5).floor() / inverse
         }
         "timestamp" => t as f64 / 1000.0,
@@ -103,13 +110,6 @@ pub(super) fn call(evaluation: &Evaluation<'_>, call: &Call, t: i64) -> Result<V
     unique(elements.into_iter().map(|(labels, value)| (unnamed(&labels), apply(value))).collect()).map(Value::Vector)
 }
 
-fn scalar_or_nan(scalar: &impl Fn(usize, f64) -> Result<f64, EvalError>, call: &Call, index: usize) -> Result<f64, EvalError> {
-    match call.args.get(index).map(Node::type_of) {
-        Some(Type::Scalar) => scalar(index, f64::NAN),
-        _ => Ok(f64::NAN),
-    }
-}
-
 /// The greater of two, NaN where one is NaN, unlike [`f64::max`].
 fn max(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) }
@@ -120,15 +120,15 @@ fn min(a: f64, b: f64) -> f64 {
     if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) }
 }
 
-fn over_range(evaluation: &Evaluation<'_>, name: &str, arg: &Node, param: f64, t: i64) -> Result<Vec<Element>, EvalError> {
-    let matrix = evaluation.matrix(arg, t)?;
+fn over_range(call: &Call, arg: &Node, matrix: &Matrix, scalars: &[f64], t: i64) -> Result<Vec<Element>, EvalError> {
+    let (name, param) = (call.function.name, parameter(scalars, 0));
     if name == "absent_over_time" {
         let absent = matrix.series.is_empty().then(|| (absent_labels(arg), 1.0));
         return Ok(absent.into_iter().collect());
     }
     let keeps_name = matches!(name, "first_over_time" | "last_over_time");
     let result = matrix.series.iter().filter_map(|series| {
-        let value = range::over(name, &matrix, &series.samples, param, t)?;
+        let value = range::over(name, matrix, &series.samples, param, t)?;
         Some((if keeps_name { series.labels.clone() } else { unnamed(&series.labels) }, value))
     });
     unique(result.collect())

@@ -51,7 +51,7 @@ pub(super) fn tokens(text: &str) -> Vec<Token<'_>> {
             at += rest.find('\n').unwrap_or(rest.len());
             continue;
         }
-        let follows_digit = rest[1.min(rest.len())..].starts_with(|c: char| c.is_ascii_digit()) && first == '.';
+        let follows_digit = first == '.' && rest[1..].starts_with(|c: char| c.is_ascii_digit());
         let (kind, length) = if first.is_ascii_digit() || follows_digit {
             number(rest)
         } else if first.is_ascii_alphabetic() || first == '_' || (first == ':' && !in_brackets) {

@@ -25,7 +25,7 @@ use crate::window::Window;
 pub const MAX_TEXT: usize = 16 * 1024;
 /// The most elements of a result.
 pub const MAX_RESULT: usize = 10_000;
-/// How much one evaluation may read and make: samples, elements and steps. About a second's work.
+/// How much one evaluation may read and make: samples, series looked at, elements and steps. About a second's work.
 pub const MAX_WORK: usize = 5_000_000;
 
 /// A parsed and checked expression. Clones share the same tree.

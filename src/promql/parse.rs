@@ -11,8 +11,8 @@ use super::lex::{self, Token, clip};
 use crate::model::labels::NAME;
 use crate::model::{MatchOp, Matcher};
 
-/// How deep brackets, calls and signs may be nested: each level is a few frames of the stack.
-const MAX_NESTING: usize = 100;
+/// How deep brackets, calls and signs may be nested: each level is eight frames of the stack.
+const MAX_NESTING: usize = 64;
 /// How high the tree may be: a chain such as `a + b + c` is as high as it has operators.
 const MAX_HEIGHT: usize = 250;
 /// The longest regular expression, in bytes; what it compiles to is bounded too.
@@ -301,7 +301,6 @@ impl<'a> Parser<'a> {
     fn selector(&mut self, name: Option<&Token<'a>>) -> Parsed<Node> {
         let at = name.map_or(self.peek().at, |token| token.at);
         let mut matchers = Vec::new();
-        let mut named = name.map(|token| token.text.to_owned());
         if self.take_sign("{") {
             while !self.is_sign("}") {
                 let token = self.peek().clone();
@@ -319,9 +318,10 @@ impl<'a> Parser<'a> {
                     "!~" => MatchOp::NotRegex,
                     // The name of a metric may stand in quotes among the matchers.
                     "," | "}" if matches!(token.kind, lex::Kind::Text(_)) => {
-                        if let Some(first) = named.replace(label.clone()) {
-                            return Err((token.at, format!("the metric's name must not be set twice: {first:?} and {label:?}")));
+                        if name.is_some() {
+                            return Err((token.at, format!("the metric's name must not be set twice, found {label:?} too")));
                         }
+                        matchers.push(matcher(NAME, MatchOp::Equal, &label).map_err(|why| (token.at, why))?);
                         if !self.is_sign("}") {
                             self.advance();
                         }
@@ -342,8 +342,8 @@ impl<'a> Parser<'a> {
             }
             self.expect("}", "\"}\"")?;
         }
-        if let Some(name) = named {
-            matchers.push(matcher(NAME, MatchOp::Equal, &name).map_err(|why| (at, why))?);
+        if let Some(name) = name {
+            matchers.push(matcher(NAME, MatchOp::Equal, name.text).map_err(|why| (at, why))?);
         }
         if matchers.iter().all(|matcher| matcher.matches_value("")) {
             let advice = "a selector needs a name or one matcher that does not match the empty value, or it reads everything";
