@@ -266,20 +266,11 @@ impl Reader<'_> {
         }
     }
 
-    /// Finds a place within a scalar: behind its quote, in its line, or in the block below it.
+    /// Finds a place within a scalar: behind its quote, or in the block whose text begins at `at`.
     fn within(&self, at: Position, line: usize, column: usize) -> Position {
-        let lines: Vec<&str> = self.text.lines().collect();
-        let first = lines.get(at.line - 1).and_then(|text| text.chars().nth(at.col - 1));
-        match first {
-            // The block begins in the next line; the same indentation stands before each of its lines.
-            Some('|' | '>') => {
-                let indent = lines.get(at.line).map_or(0, |text| text.len() - text.trim_start().len());
-                Position { line: at.line + line, col: indent + column }
-            }
-            Some('"' | '\'') if line == 1 => Position { line: at.line, col: at.col + column },
-            _ if line == 1 => Position { line: at.line, col: at.col + column - 1 },
-            _ => at,
-        }
+        let first = self.text.lines().nth(at.line - 1).and_then(|text| text.chars().nth(at.col - 1));
+        let quote = usize::from(matches!(first, Some('"' | '\'')));
+        Position { line: at.line + line - 1, col: at.col + column - 1 + quote }
     }
 
     fn templates(&mut self, place: &str, pairs: Named<String>, what: &str) -> Vec<(String, Template)> {

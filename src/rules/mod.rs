@@ -1,5 +1,6 @@
 //! Rules in Prometheus' own files: read as strictly, evaluated over the window, their alerts moved as Prometheus does.
 
+mod format;
 pub mod group;
 pub mod load;
 pub mod state;
