@@ -157,29 +157,31 @@ pub fn decide(terms: &Terms, alert: &Alert, world: &World<'_>, now: Timestamp) -
     if ours.iter().any(|attempt| attempt.outcome == Outcome::Running) {
         return wait(now + RECHECK, format!("an attempt at {object} is under way"));
     }
-    let rest = cooldown(terms, &ours);
-    let counted: Vec<_> = ours.iter().filter(|attempt| attempt.started_at + terms.per > now).collect();
-    let in_hour: Vec<_> = world.attempts.iter().filter(|attempt| acted(attempt) && attempt.started_at + HOUR > now).collect();
-    let limit = usize::try_from(terms.attempts).unwrap_or(usize::MAX);
-    let full = if counted.len() >= limit {
-        // The one whose leaving makes room.
-        let free = counted[counted.len() - limit].started_at + terms.per;
-        Some((format!("{} {verb}s in the last {} (limit {limit})", counted.len(), print(terms.per)), free))
-    } else if in_hour.len() >= MAX_PER_HOUR {
-        let free = in_hour[in_hour.len() - MAX_PER_HOUR].started_at + HOUR;
-        Some((format!("{} actions in the last hour on this host (limit {MAX_PER_HOUR})", in_hour.len()), free))
-    } else {
-        None
-    };
-    if let Some((why, free)) = full {
+    let rest = cooldown(terms, &ours).filter(|(_, end)| *end > now);
+    let resting = |(rest, end)| wait(end, format!("{object} rests for {} after the last attempt", print(rest)));
+    // What was just repaired needs no person, even if the alert has not ended yet and the budget is used up.
+    if let Some(rest) = rest.filter(|_| ours.last().is_some_and(|attempt| attempt.outcome == Outcome::Repaired)) {
+        return resting(rest);
+    }
+    let refuse = |why: String, free: Timestamp| {
         let next_possible = rest.map_or(free, |(_, end)| end.max(free));
         let why = format!("{verb} of {object} refused: {why}; next possible at {}", clock(next_possible, now));
-        return if said(Outcome::Refused) { wait(next_possible, why) } else { Decision::Refuse { why, next_possible } };
+        if said(Outcome::Refused) { wait(next_possible, why) } else { Decision::Refuse { why, next_possible } }
+    };
+    let counted: Vec<_> = ours.iter().filter(|attempt| attempt.started_at + terms.per > now).collect();
+    let limit = usize::try_from(terms.attempts).unwrap_or(usize::MAX);
+    if counted.len() >= limit {
+        // The one whose leaving makes room.
+        let free = counted[counted.len() - limit].started_at + terms.per;
+        return refuse(format!("{} {verb}s in the last {} (limit {limit})", counted.len(), print(terms.per)), free);
     }
-    if let Some((rest, end)) = rest
-        && end > now
-    {
-        return wait(end, format!("{object} rests for {} after the last attempt", print(rest)));
+    if let Some(rest) = rest {
+        return resting(rest);
+    }
+    let in_hour: Vec<_> = world.attempts.iter().filter(|attempt| acted(attempt) && attempt.started_at + HOUR > now).collect();
+    if in_hour.len() >= MAX_PER_HOUR {
+        let free = in_hour[in_hour.len() - MAX_PER_HOUR].started_at + HOUR;
+        return refuse(format!("{} actions in the last hour on this host (limit {MAX_PER_HOUR})", in_hour.len()), free);
     }
     if let Some(facts) = world.facts {
         if let Some(what) = &facts.busy {
@@ -358,6 +360,12 @@ mod tests {
                 mine(&[(-25.0, Failed), (-20.0, Failed), (-10.0, Failed), (-9.0, Refused)]),
                 none,
                 "wait until 5.0: restart of nginx.service refused: 3 restarts in the last 30m (limit 3); next possible at 14:05 UTC",
+            ),
+            (
+                "repaired by the last of the budget",
+                mine(&[(-25.0, Failed), (-20.0, Failed), (-1.0, Repaired)]),
+                none,
+                "wait until 1.0: nginx.service rests for 2m after the last attempt",
             ),
             ("observed and refused do not count", mine(&[(-3.0, Observed), (-2.0, Refused), (-1.0, Refused)]), none, "run"),
             (

@@ -8,7 +8,7 @@ use futures_util::future::BoxFuture;
 
 use super::{Action, Done, Facts, Occasion, line};
 use crate::client::net::chain;
-use crate::client::systemd::{CALL, Systemd, UnitState, Verb, is_unit};
+use crate::client::systemd::{CALL, Systemd, SystemdError, UnitState, Verb, is_unit};
 use crate::model::Problems;
 use crate::model::decode::{self, Decode};
 use crate::model::yaml::Node;
@@ -85,11 +85,15 @@ impl Unit {
         let (verb, name) = (self.config.verb, &self.config.unit.0);
         let before = self.systemd.unit(name).await.map_err(|error| chain(&error))?;
         match before.load.as_str() {
-            "not-found" => return Err(chain(&crate::client::systemd::SystemdError::Missing(name.clone()))),
-            "masked" => return Err(chain(&crate::client::systemd::SystemdError::Masked(name.clone()))),
+            "not-found" => return Err(chain(&SystemdError::Missing(name.clone()))),
+            "masked" => return Err(chain(&SystemdError::Masked(name.clone()))),
             _ => {}
         }
-        let result = self.systemd.act(verb, name, self.config.timeout).await.map_err(|error| chain(&error))?;
+        let result = match self.systemd.act(verb, name, self.config.timeout).await {
+            // systemd keeps no unit in memory that neither runs nor failed: then there is nothing to reset.
+            Err(SystemdError::Missing(_)) if verb == Verb::ResetFailed => "done".to_owned(),
+            result => result.map_err(|error| chain(&error))?,
+        };
         let after = self.systemd.unit(name).await.unwrap_or_default();
         if result != "done" {
             let hint = match after.result.as_str() {
