@@ -37,6 +37,11 @@ pub trait Probe: Send + Sync {
     fn sight(&self) -> Sight {
         Sight::Full
     }
+
+    /// The exporter's own `<x>_up`, set by the scheduler from the outcome.
+    fn up(&self) -> Option<&'static Family> {
+        None
+    }
 }
 
 /// One target that a probe's configuration makes.
