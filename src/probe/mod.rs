@@ -139,8 +139,10 @@ impl Recorder {
     /// # Errors
     /// The failure, with the endpoint in its detail.
     pub async fn connect(&mut self, endpoint: &Endpoint, phases: &mut Phases) -> Result<Stream, Failure> {
+        self.waiting(Reason::Resolve, format!("looking up the name of {endpoint}"));
+        let addresses = net::lookup(endpoint, phases).await.map_err(|error| failure(&error))?;
         self.waiting(Reason::ConnectTimeout, format!("connecting to {endpoint}"));
-        let stream = net::connect(endpoint, phases).await.map_err(|error| failure(&error))?;
+        let stream = net::connect_to(endpoint, &addresses, phases).await.map_err(|error| failure(&error))?;
         self.waiting(Reason::AnswerTimeout, format!("{endpoint}: {phases}, waiting for an answer"));
         Ok(stream)
     }
