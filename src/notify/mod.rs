@@ -1,5 +1,12 @@
 //! Telling people: route → group → mute → dedup → outbox → mail, webhook; and Alertmanager, ungrouped.
 
+pub mod config;
+pub mod dedup;
+pub mod message;
+pub mod route;
+
+pub use config::{Mailbox, Mode, NotifyConfig, OneLine};
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::Timestamp;
