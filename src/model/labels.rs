@@ -219,7 +219,8 @@ impl fmt::Display for Matcher {
             MatchOp::Regex => "=~",
             MatchOp::NotRegex => "!~",
         };
-        write!(f, "{}{sign}{:?}", self.name, self.value)
+        // JSON's escapes, which `parse` reads; Rust's own would not come back.
+        write!(f, "{}{sign}{}", self.name, serde_json::Value::from(self.value.as_str()))
     }
 }
 
@@ -256,6 +257,10 @@ mod tests {
             ("absent!~.+", true),
         ] {
             assert_eq!(Matcher::parse(text).expect(text).matches(&labels), wanted, "{text}");
+        }
+        for value in ["a\"b", "a\\b", "tab\t\u{7f}\u{200b}é'", ""] {
+            let matcher = Matcher::new("a", MatchOp::Equal, value).expect("is right");
+            assert_eq!(Matcher::parse(&matcher.to_string()).as_ref(), Ok(&matcher), "what is printed can be read");
         }
         for text in ["", "probe", "=x", "a b=c", r#"a="b"#, "1a=b", "a=~("] {
             assert!(Matcher::parse(text).is_err(), "{text}");
