@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::message::gave_up;
 use super::route::Route;
 use crate::model::{Alert, AlertState, Attempt, Outcome, Timestamp};
 use crate::store::{Record, Table};
@@ -159,7 +160,7 @@ impl Notified {
         }
         for alert in standing.active.iter().chain(&standing.fresh) {
             self.firing.insert(alert.fingerprint().to_string(), kept(alert));
-            self.gave_up.extend(alert.attempts.iter().filter(|attempt| standing.given_up.contains(&attempt.id)).map(|a| a.id.clone()));
+            self.gave_up.extend(gave_up(alert).map(|attempt| attempt.id.clone()));
         }
         self.at = now;
         self.ended_at = self.firing.is_empty().then_some(now);
@@ -182,8 +183,6 @@ pub struct Seen<'a> {
     pub muted: bool,
     /// Not to be told before this moment: damping, or the parent has only just come back.
     pub not_before: Timestamp,
-    /// The attempt after which nothing more is tried, if it came to that.
-    pub gave_up: Option<&'a str>,
 }
 
 /// A group now, against what was told of it.
@@ -195,7 +194,7 @@ pub struct Standing<'a> {
     pub active: Vec<&'a Alert>,
     /// Was told, and is over.
     pub ended: Vec<&'a Alert>,
-    /// Repaired attempts given up, by attempt.
+    /// Attempts after which nothing more is tried, and which were not told.
     pub given_up: BTreeSet<String>,
     /// Every episode of the group that is in the table.
     pub seen: BTreeSet<String>,
@@ -238,9 +237,8 @@ pub fn needs_update<'a>(
             // Pending too: the condition is back, and people were told that it fires.
             standing.active.push(alert);
             speaks |= !seen.muted && alert.is_firing();
-            if let Some(attempt) = seen.gave_up.filter(|id| !seen.muted && !entry.is_some_and(|entry| entry.gave_up.contains(*id))) {
-                standing.given_up.insert(attempt.to_owned());
-            }
+            let untold = |attempt: &&Attempt| !entry.is_some_and(|entry| entry.gave_up.contains(&attempt.id));
+            standing.given_up.extend(gave_up(alert).filter(|_| !seen.muted && alert.is_firing()).filter(untold).map(|a| a.id.clone()));
         }
     }
     for (fingerprint, alert) in entry.into_iter().flat_map(|entry| &entry.firing) {
@@ -264,7 +262,7 @@ pub fn needs_update<'a>(
             // A repair that has begun is told with what it is for: whoever is logged in should know who restarts there.
             oldest = Some((before.min(fired), act || acted(seen.alert)));
             standing.fresh.push(seen.alert);
-            standing.given_up.extend(seen.gave_up.map(str::to_owned));
+            standing.given_up.extend(gave_up(seen.alert).map(|attempt| attempt.id.clone()));
         }
     }
 

@@ -90,3 +90,27 @@ impl Record for Delivery {
         self.id.clone()
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Alerts made by hand.
+
+    use crate::model::{Alert, AlertState, Labels, Timestamp};
+
+    /// An alert that fires since `seconds`, and became active one second before.
+    pub(crate) fn alert(name: &str, probe: &str, seconds: i64) -> Alert {
+        Alert {
+            labels: Labels::new([("alertname", name), ("probe", probe), ("severity", "critical")]),
+            annotations: Labels::new([("summary", format!("{probe} does not answer"))]),
+            state: AlertState::Firing,
+            value: 0.0,
+            active_at: Timestamp::from_secs(seconds - 1),
+            fired_at: Some(Timestamp::from_secs(seconds)),
+            resolved_at: None,
+            keep_firing_since: None,
+            rule: format!("g/{name}/{probe}"),
+            evidence: Vec::new(),
+            attempts: Vec::new(),
+        }
+    }
+}
