@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::message::gave_up;
 use super::route::Route;
-use crate::model::{Alert, AlertState, Attempt, Outcome, Timestamp};
+use crate::model::{Alert, AlertState, Attempt, Labels, Outcome, Timestamp};
 use crate::store::{Record, Table};
 
 /// How long an end waits for an attempt that is still being verified.
@@ -103,6 +103,9 @@ pub struct Notified {
     pub group: String,
     /// To whom.
     pub receiver: String,
+    /// What the group's alerts have in common.
+    #[serde(default)]
+    pub labels: Labels,
     /// What was told as firing, and not yet as over, by fingerprint; without evidence and outputs.
     pub firing: BTreeMap<String, Alert>,
     /// The episodes that were told as over and may still stand in the alert table.
@@ -152,6 +155,7 @@ impl Notified {
             self.gave_up.clear();
             self.quiet = false;
         }
+        self.quiet &= standing.fresh.is_empty();
         let seen = |episode: &String| standing.seen.contains(episode);
         self.resolved.retain(seen);
         for alert in &standing.ended {

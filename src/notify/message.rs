@@ -3,6 +3,7 @@
 //! What a probe read may be anything: each text is made one clean line before it goes anywhere, HTML is escaped by the
 //! template, and nothing that was read is ever used as a template.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use askama::Template;
@@ -11,7 +12,7 @@ use serde_json::json;
 
 use super::dedup::{Reason, Thread};
 use super::{Mailbox, Message};
-use crate::model::{Alert, Attempt, Failure, Labels, Outcome, Timestamp, duration};
+use crate::model::{Alert, Attempt, Fingerprint, Labels, Outcome, Timestamp, duration};
 
 /// The columns that text is wrapped at.
 pub const WIDTH: usize = 78;
@@ -81,9 +82,7 @@ impl Voice {
 
 /// Makes one line of at most `max` characters of any text: no control characters, nothing that turns the direction.
 pub fn line(text: &str, max: usize) -> String {
-    let clean = Failure::new(crate::model::Reason::Internal, text.chars().take(Failure::MAX_DETAIL).collect::<String>()).detail;
-    let clean = if text.chars().count() > Failure::MAX_DETAIL { lines(text).join(" ") } else { clean };
-    let mut cut: String = clean.split_whitespace().collect::<Vec<_>>().join(" ");
+    let mut cut: String = clean(text).split_whitespace().collect::<Vec<_>>().join(" ");
     if cut.chars().count() > max {
         cut = cut.chars().take(max.saturating_sub(1)).chain(['…']).collect();
     }
@@ -92,10 +91,12 @@ pub fn line(text: &str, max: usize) -> String {
 
 /// Makes clean lines of a text that may have several.
 fn lines(text: &str) -> Vec<String> {
-    let text: String = text.chars().take(MAX_ANNOTATION).collect();
-    let clean = |part: &str| Failure::new(crate::model::Reason::Internal, part).detail.trim().to_owned();
-    // A long paragraph is cut into pieces that `Failure` takes whole, at spaces where it can be.
-    text.lines().flat_map(|part| wrap(part, 480, "")).map(|part| clean(&part)).filter(|part| !part.is_empty()).collect()
+    text.lines().map(|part| line(part, MAX_ANNOTATION)).filter(|part| !part.is_empty()).take(40).collect()
+}
+
+fn clean(text: &str) -> String {
+    let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
+    text.chars().take(MAX_ANNOTATION).map(|c| if c.is_control() || turns(c) { ' ' } else { c }).collect()
 }
 
 /// Breaks a text at spaces; a word that is longer than the width stays whole.
@@ -275,6 +276,8 @@ pub struct Story<'a> {
     pub receiver: &'a str,
     /// What fires, worst first.
     pub firing: Vec<&'a Alert>,
+    /// What of that was not told before.
+    pub fresh: BTreeSet<Fingerprint>,
     /// What is over.
     pub ended: Vec<&'a Alert>,
     /// Probes that fail because they need this one.
@@ -390,7 +393,8 @@ impl Story<'_> {
                 names.dedup();
                 let place = place(first);
                 let same = alerts.iter().all(|alert| alert.probe() == first.probe());
-                let place = if same && !place.is_empty() { format!(" on {}", line(first.probe().unwrap_or(""), 80)) } else { String::new() };
+                let place =
+                    if same && !place.is_empty() { format!(" on {}", line(first.probe().unwrap_or(""), 80)) } else { String::new() };
                 let more = if names.len() > 3 { format!(" and {} more", names.len() - 3) } else { String::new() };
                 names.truncate(3);
                 format!("{count} alerts{place} ({}{more})", names.join(", "))
@@ -471,7 +475,8 @@ impl Story<'_> {
                 None => format!("since {}, value {}", voice.hour(alert.active_at, self.now), value(alert.value)),
                 Some(_) => format!("lasted {}", lasted(alert, self.now)),
             };
-            about.push(format!("* {}{severity}, {time}", named(alert)));
+            let new = self.reason != Reason::First && self.fresh.contains(&alert.fingerprint());
+            about.push(format!("* {}{severity}, {}{time}", named(alert), if new { "new, " } else { "" }));
         }
         for annotation in ["summary", "description", "message"] {
             about.extend(alert.annotations.get(annotation).map(lines).unwrap_or_default());
@@ -583,7 +588,8 @@ impl Story<'_> {
 
 /// Says that the state is not written.
 pub fn degraded(why: &str) -> Section {
-    let text = format!("Its state cannot be written ({}): it goes on from memory, and runs no action until that is mended.", line(why, 300));
+    let text =
+        format!("Its state cannot be written ({}): it goes on from memory, and runs no action until that is mended.", line(why, 300));
     Section::prose("Proctor itself", [text])
 }
 

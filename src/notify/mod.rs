@@ -1,7 +1,9 @@
 //! Telling people: route → group → mute → dedup → outbox → mail, webhook; and Alertmanager, ungrouped.
 
+pub mod bulletin;
 pub mod config;
 pub mod dedup;
+pub mod dispatch;
 pub mod message;
 pub mod route;
 

@@ -68,7 +68,7 @@ pub struct Group<'a> {
 }
 
 /// Sorts alerts into groups, by the groups' keys.
-pub fn group<'a>(routes: &'a [Route], alerts: &'a [Alert]) -> BTreeMap<String, Group<'a>> {
+pub fn group<'a>(routes: &'a [Route], alerts: impl IntoIterator<Item = &'a Alert>) -> BTreeMap<String, Group<'a>> {
     let mut groups = BTreeMap::new();
     for alert in alerts {
         let Some(route) = routes.iter().find(|route| route.matchers.iter().all(|matcher| matcher.matches(&alert.labels))) else { continue };
