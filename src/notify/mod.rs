@@ -1,5 +1,9 @@
 //! Telling people: route → group → mute → dedup → outbox → mail, webhook; and Alertmanager, ungrouped.
 
+pub mod email;
+pub mod outbox;
+pub mod webhook;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::Timestamp;
