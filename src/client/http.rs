@@ -217,6 +217,8 @@ pub struct Seen {
     pub transfer: Option<Duration>,
     /// The status of the answer.
     pub status: Option<u16>,
+    /// The version of HTTP of the answer, 1.0 or 1.1.
+    pub version: Option<f64>,
     /// What the other side of the TLS handshake showed, a certificate that is not valid too.
     pub served: Option<Served>,
 }
@@ -359,6 +361,7 @@ pub async fn exchange(stream: Stream, request: &Request, max_body: usize, seen: 
         let answer = sender.send_request(request).await.map_err(|error| HttpError::of(error, "head"))?;
         seen.processing = Some(begin.elapsed());
         seen.status = Some(answer.status().as_u16());
+        seen.version = Some(if answer.version() == hyper::Version::HTTP_10 { 1.0 } else { 1.1 });
         let begin = Instant::now();
         let (head, mut incoming) = answer.into_parts();
         let mut body = Vec::new();
