@@ -292,7 +292,9 @@ async fn while_the_relay_is_down_every_mail_waits_and_then_arrives_once_in_order
 #[tokio::test]
 async fn one_bad_address_loses_nothing_for_the_others() {
     let sink = Sink::start().await;
-    sink.manners(|manners| drop(manners.always.insert("RCPT bad@example.org".into(), "550 5.1.1 no such user")));
+    sink.manners(|manners| {
+        manners.always.insert("RCPT bad@example.org".into(), "550 5.1.1 no such user");
+    });
     let post = Post::start(Post::ways(&sink));
     post.queue(&[
         delivery("a", "Bad <bad@example.org>", Weight::Firing),
