@@ -64,7 +64,6 @@
 //! | `deploy` | the commented example configuration |
 //! | `tests/it` | one integration binary against real services |
 //! | `tests/stack` | installs and starts the real services |
-//! | `benches` | what is measured, beside peers |
 //!
 //! # Invariants
 //!
