@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PROCTOR_STACK ?= /tmp/proctor-stack
 
-.PHONY: run test test-slow bench lint promtool3-verdicts
+.PHONY: run test lint promtool3-verdicts
 
 ## Builds Proctor and starts it with nothing configured: it looks at the host and watches what it finds.
 run:
@@ -20,3 +20,10 @@ lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+
+## Asks promtool of Prometheus 3 about every PromQL case and writes its verdicts down (about 5 minutes the first time).
+promtool3-verdicts:
+	mkdir -p target/promtool3 && cd target/promtool3 && { test -f go.mod || go mod init x; } && \
+	  GOFLAGS=-p=1 go get -tool github.com/prometheus/prometheus/cmd/promtool@v0.314.0 && \
+	  go build -o promtool3 github.com/prometheus/prometheus/cmd/promtool
+	PROMTOOL3=$(CURDIR)/target/promtool3/promtool3 $(CARGO) test --test it promql::corpus::promtool_3

@@ -5,6 +5,7 @@
 
 mod operate;
 mod paths;
+mod telling;
 mod view;
 
 use std::collections::BTreeMap;
@@ -12,12 +13,16 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Notify;
+
 use crate::alerts::AlertTable;
 use crate::client::net::chain;
 use crate::config::{self, Config};
 use crate::discover::{self, Found};
 use crate::metrics::Metrics;
 use crate::model::{Labels, ProbeResult, Problem, Target, Timestamp};
+use crate::notify::dispatch::Mutes;
+use crate::notify::outbox::Outbox;
 use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
 use crate::rules;
 use crate::rules::group::{self, Context, Nudge};
@@ -134,6 +139,10 @@ pub struct App {
     window: Window,
     alerts: AlertTable,
     nudge: Nudge,
+    mutes: Arc<Mutex<Mutes>>,
+    /// Wakes the dispatcher.
+    wake: Arc<Notify>,
+    outbox: Outbox,
     scoped: Mutex<Scoped>,
     /// Held during a reload: reloads come one after the other.
     reloading: tokio::sync::Mutex<()>,
@@ -157,6 +166,8 @@ impl App {
         let snapshot = Snapshot::new(metrics.clone());
         let window = Window::new(Limits::default(), metrics.clone());
         let nudge = Nudge::default();
+        let mutes = Arc::new(Mutex::new(telling::mutes(&loaded.config, &store)));
+        let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
         let tasks = Tasks::new();
         let scoped_tasks = tasks.child();
         let scheduler = Scheduler::new(scheduled, sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone()), metrics.clone());
@@ -168,6 +179,9 @@ impl App {
             window,
             alerts: AlertTable::default(),
             nudge,
+            mutes,
+            wake: Arc::default(),
+            outbox,
             scoped: Mutex::new(Scoped { loaded, scheduler, tasks: scoped_tasks }),
             reloading: tokio::sync::Mutex::new(()),
             tasks,
@@ -175,6 +189,7 @@ impl App {
             web: Mutex::new(None),
         });
         app.start_scoped().await;
+        app.tasks.spawn("outbox", app.outbox.clone().run(app.tasks.token()));
         let housekeeping = app.clone();
         app.tasks.spawn_until_stopped("housekeeping", async move { housekeeping.keep_house().await });
         let config = app.loaded().config;
@@ -218,8 +233,9 @@ impl App {
             external_url: loaded.config.site.external_url.as_deref().unwrap_or("").into(),
             ready: Arc::new(move || snapshot.all().iter().all(|latest| latest.result.is_some())),
         };
-        let groups = group::restore(loaded.rules, &context, tasks::now()).await;
+        let groups = group::restore(loaded.rules.clone(), &context, tasks::now()).await;
         group::start(groups, &self.nudge, &tasks);
+        self.start_telling(&loaded, &scheduler, &tasks);
         scheduler.start(&tasks);
     }
 
@@ -319,7 +335,7 @@ impl App {
             .store
             .degraded()
             .map(|why| format!("The state cannot be written ({why}): Proctor goes on from memory and repairs nothing."));
-        degraded.into_iter().chain(self.store.notices()).collect()
+        degraded.into_iter().chain(self.store.notices()).chain(self.outbox.problems()).collect()
     }
 
     /// Stops everything in the order of the flow, within [`STOP_WITHIN`]; returns the names of tasks that were stuck.

@@ -160,7 +160,9 @@ impl App {
     async fn write<R: Record>(&self, records: &[R]) -> &'static str {
         let mut batch = Batch::new();
         records.iter().for_each(|record| batch.put(record));
-        match self.store.commit(batch).await {
+        let committed = self.store.commit(batch).await;
+        self.mutes_changed();
+        match committed {
             Committed::Durable => "",
             Committed::InMemory => " (in memory only: the state cannot be written now)",
         }

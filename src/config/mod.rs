@@ -11,10 +11,12 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::model::decode::{Decode, Named};
+use crate::model::decode::{Decode, Named, Spanned};
 use crate::model::{Labels, Position, Problem, Problems, yaml};
 use crate::mute::maintenance::MaintenanceConfig;
 use crate::mute::startup::StartupConfig;
+use crate::notify::NotifyConfig;
+use crate::notify::email::SmtpConfig;
 use crate::probe::ProbeConfig;
 use crate::rules::RulesConfig;
 use crate::web::WebConfig;
@@ -69,6 +71,8 @@ crate::config_struct! {
         maintenance: MaintenanceConfig = "{}",
         /// Quiet until Proctor knows the site, and until the host has come up.
         startup: StartupConfig = "{}",
+        /// Who is told, and how often; without it nobody is.
+        notify: Option<Spanned<NotifyConfig>>,
         /// What is asked, by name.
         probes: Named<ProbeConfig> = "{}",
     }
@@ -139,6 +143,8 @@ pub fn keys() -> Vec<&'static str> {
         ControlConfig::KEYS,
         MaintenanceConfig::KEYS,
         StartupConfig::KEYS,
+        NotifyConfig::KEYS,
+        SmtpConfig::KEYS,
         ProbeConfig::KEYS,
     ];
     sections.iter().flat_map(|keys| keys.iter().map(|key| key.name)).collect()

@@ -6,7 +6,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 
 use procfs::net::TcpState;
 
@@ -33,13 +32,12 @@ struct Port {
     owner: Option<(String, Vec<String>)>,
 }
 
-/// Looks at the listening sockets and at the certificates of this host.
+/// Looks at the listening sockets of this host.
 pub fn look() -> Found {
     let mut found = Found::default();
     for port in listening() {
         found.add_port(&port);
     }
-    found.add_certificates(Path::new("/etc/letsencrypt/live"));
     found
 }
 
@@ -68,18 +66,13 @@ impl Found {
                 );
             }
             ("ssh" | "autossh", _) => {
-                let (speaks, far_end) = forwarded(port.owner.as_ref().map_or(&[], |(_, line)| line), number);
-                self.add(
-                    &format!("tunnel-{number}"),
-                    &format!("tunnel: {{address: \"{address}\", speaks: {speaks}}}"),
-                    format!("ssh tunnel at {address} to {far_end}: the far end's first bytes ({speaks})"),
-                );
+                let far_end = forwarded(port.owner.as_ref().map_or(&[], |(_, line)| line), number);
+                self.add(&format!("tunnel-{number}"), &tcp, format!("ssh tunnel at {address} to {far_end}: whether its near end opens"));
             }
             ("nginx", _) => {
                 self.add(&format!("nginx-{number}"), &tcp, format!("nginx at {address}: whether the port opens"));
-                self.left_out.push(format!(
-                    "nginx at {address}: pages and certificates; name its sites under probes: (nginx: {{sites: [\"https://…/\"]}})"
-                ));
+                self.left_out
+                    .push(format!("nginx at {address}: its pages; name its sites under probes: (nginx: {{sites: [\"https://…/\"]}})"));
             }
             (name, _) if name.starts_with("gunicorn") => {
                 self.add("gunicorn", &tcp, format!("gunicorn at {address}: whether the port opens"));
@@ -110,32 +103,6 @@ impl Found {
             }
         }
     }
-
-    fn add_certificates(&mut self, live: &Path) {
-        match std::fs::read_dir(live) {
-            Ok(entries) => {
-                let names: Vec<PathBuf> =
-                    entries.flatten().map(|entry| entry.path()).filter(|path| path.join("fullchain.pem").exists()).take(100).collect();
-                if !names.is_empty() {
-                    let files = format!("{}/*/fullchain.pem", live.display());
-                    self.add(
-                        "certificates",
-                        &format!("certificate: {{files: [\"{files}\"]}}"),
-                        format!("{} certificates under {}", names.len(), live.display()),
-                    );
-                }
-            }
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
-                self.left_out.push(format!(
-                    "certificates under {}: may not be read; run: setfacl -R -m u:proctor:rX {} {}",
-                    live.display(),
-                    live.display(),
-                    live.with_file_name("archive").display()
-                ));
-            }
-            Err(_) => {}
-        }
-    }
 }
 
 /// Returns the address at which a listener can be reached from this host.
@@ -147,8 +114,8 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Reads what a port of `ssh -L` leads to from ssh's command line, and guesses the protocol by the far end's port.
-fn forwarded(command_line: &[String], port: u16) -> (&'static str, String) {
+/// Reads from ssh's command line what a port of `ssh -L` leads to.
+fn forwarded(command_line: &[String], port: u16) -> String {
     let specs = command_line
         .iter()
         .zip(command_line.iter().skip(1))
@@ -157,19 +124,13 @@ fn forwarded(command_line: &[String], port: u16) -> (&'static str, String) {
     let joined = command_line.iter().filter_map(|word| word.strip_prefix("-L"));
     for spec in specs.chain(joined.filter(|spec| !spec.is_empty())) {
         let parts: Vec<&str> = spec.split(':').collect();
-        let [.., local, host, remote] = parts.as_slice() else { continue };
-        if local.parse() == Ok(port) {
-            let speaks = match *remote {
-                "5432" => "postgres",
-                "3306" => "mysql",
-                "50000" => "db2",
-                "22" => "ssh",
-                _ => "generic",
-            };
-            return (speaks, format!("{host}:{remote}"));
+        if let [.., local, host, remote] = parts.as_slice()
+            && local.parse() == Ok(port)
+        {
+            return format!("{host}:{remote}");
         }
     }
-    ("generic", "an end that its command line does not name".to_owned())
+    "an end that its command line does not name".to_owned()
 }
 
 /// Returns who listens on this host, by address, lowest port first. What may not be seen has no owner.
@@ -210,13 +171,12 @@ mod tests {
     fn the_far_end_of_a_tunnel_is_read_from_its_command_line() {
         let line = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
         for (command, port, wanted) in [
-            ("ssh -N -L 127.0.0.1:50000:hutch.example.org:50000 jump", 50000, ("db2", "hutch.example.org:50000")),
-            ("ssh -fNL 5433:db:5432 jump", 5433, ("postgres", "db:5432")),
-            ("ssh -L3307:db:3306 jump", 3307, ("mysql", "db:3306")),
-            ("ssh -N jump", 1, ("generic", "an end that its command line does not name")),
+            ("ssh -N -L 127.0.0.1:50000:hutch.example.org:50000 jump", 50000, "hutch.example.org:50000"),
+            ("ssh -fNL 5433:db:5432 jump", 5433, "db:5432"),
+            ("ssh -L3307:db:3306 jump", 3307, "db:3306"),
+            ("ssh -N jump", 1, "an end that its command line does not name"),
         ] {
-            let (speaks, far_end) = forwarded(&line(command), port);
-            assert_eq!((speaks, far_end.as_str()), wanted, "{command}");
+            assert_eq!(forwarded(&line(command), port), wanted, "{command}");
         }
     }
 

@@ -1,5 +1,13 @@
 //! Telling people: route → group → mute → dedup → outbox → mail, webhook; and Alertmanager, ungrouped.
 
+pub mod bulletin;
+pub mod config;
+pub mod dedup;
+pub mod dispatch;
+pub mod message;
+pub mod route;
+
+pub use config::{Mailbox, Mode, NotifyConfig, OneLine};
 pub mod email;
 pub mod outbox;
 pub mod webhook;
@@ -85,5 +93,29 @@ impl Record for Delivery {
     const TABLE: Table = Table::Delivery;
     fn key(&self) -> String {
         self.id.clone()
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! Alerts made by hand.
+
+    use crate::model::{Alert, AlertState, Labels, Timestamp};
+
+    /// An alert that fires since `seconds`, and became active one second before.
+    pub(crate) fn alert(name: &str, probe: &str, seconds: i64) -> Alert {
+        Alert {
+            labels: Labels::new([("alertname", name), ("probe", probe), ("severity", "critical")]),
+            annotations: Labels::new([("summary", format!("{probe} does not answer"))]),
+            state: AlertState::Firing,
+            value: 0.0,
+            active_at: Timestamp::from_secs(seconds - 1),
+            fired_at: Some(Timestamp::from_secs(seconds)),
+            resolved_at: None,
+            keep_firing_since: None,
+            rule: format!("g/{name}/{probe}"),
+            evidence: Vec::new(),
+            attempts: Vec::new(),
+        }
     }
 }

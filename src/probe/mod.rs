@@ -218,10 +218,6 @@ kinds! {
     gunicorn: GunicornConfig,
     /// Asks memcached: its counters, and a value through the cache.
     memcached: MemcachedConfig,
-    /// Asks certificates: on disk, as served, and whether both are the same.
-    certificate: CertificateConfig,
-    /// Asks the far end of an ssh tunnel for the database's first bytes.
-    tunnel: TunnelConfig,
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

@@ -67,8 +67,8 @@ fn value(op: &str, param: f64, members: &[Element]) -> f64 {
 
 /// Returns the parameter of `topk` as a count; below 1 it selects nothing.
 fn whole(op: &'static str, param: f64) -> Result<usize, EvalError> {
-    if param.is_nan() || param >= i64::MAX as f64 || param <= i64::MIN as f64 {
-        return Err(EvalError::Parameter(op, print(param)));
+    if param.is_nan() || param >= i64::MAX as f64 {
+        return Err(EvalError::Parameter(op, format!("{param:?}")));
     }
     // A cast from a float ends at 0 and at the largest.
     Ok(param as usize)

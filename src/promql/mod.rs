@@ -2,7 +2,8 @@
 //!
 //! What Prometheus has behind feature flags, and native histograms, are refused by name when an expression is parsed.
 //! Ranges, the look-back of five minutes and subqueries are left-open; `__name__` is dropped at once. A subquery
-//! without a step takes one minute, as Prometheus with its default evaluation interval. No clock, no I/O.
+//! without a step takes one minute, as Prometheus with its default evaluation interval. One thing differs on purpose:
+//! the date of a value that is no moment (NaN, infinite) is NaN, where Go makes up one. No clock, no I/O.
 
 mod aggregate;
 mod ast;

@@ -136,7 +136,7 @@ struct Verb {
     letter: char,
 }
 
-pub(super) fn verbs(format: &str) -> Result<Vec<Result<Verb, String>>, String> {
+fn verbs(format: &str) -> Result<Vec<Result<Verb, String>>, String> {
     let (mut parts, mut text) = (Vec::new(), String::new());
     let mut chars = format.chars().peekable();
     while let Some(c) = chars.next() {

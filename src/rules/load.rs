@@ -9,10 +9,12 @@ use std::time::Duration;
 use super::RulesConfig;
 use super::template::Template;
 use crate::model::decode::{Fields, Named, Spanned, mismatch};
+use crate::model::duration::print;
 use crate::model::labels::NAME;
 use crate::model::yaml::{self, Node, Value};
 use crate::model::{Labels, Position, Problem, Problems};
 use crate::promql::{self, Expr};
+use crate::window::MAX_LOOK_BACK;
 
 /// The most rule files, and the most rules of all of them.
 pub const MAX_FILES: usize = 200;
@@ -257,6 +259,12 @@ impl Reader<'_> {
     /// Parses an expression; the position of what fails is found in the file.
     fn expr(&mut self, place: &str, text: &Spanned<String>) -> Option<Expr> {
         match promql::parse(text) {
+            Ok(expr) if expr.look_back() > MAX_LOOK_BACK => {
+                let (asked, kept) = (print(expr.look_back()), print(MAX_LOOK_BACK));
+                self.problems
+                    .push(text.at, format!("{place}it looks {asked} back, but at most {kept} are kept here; Prometheus accepts it"));
+                None
+            }
             Ok(expr) => Some(expr),
             Err(error) => {
                 let at = self.within(text.at, error.line, error.column);

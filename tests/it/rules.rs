@@ -80,7 +80,9 @@ fn what_promtool_refuses_is_refused_with_its_place_and_all_at_once() {
 #[test]
 fn what_prometheus_takes_and_we_do_not_evaluate_is_refused_by_name() {
     let rule = |expr: &str| format!("groups:\n- name: db\n  rules:\n  - alert: A\n    expr: {expr}\n");
-    for (expr, name) in [("limitk(2, up)", "limitk"), ("histogram_avg(up)", "histogram_avg"), ("info(up)", "info")] {
+    for (expr, name) in
+        [("limitk(2, up)", "limitk"), ("histogram_avg(up)", "histogram_avg"), ("info(up)", "info"), ("avg_over_time(up[7h])", "7h")]
+    {
         let told = mistakes(&rule(expr));
         assert!(told.contains(name) && told.starts_with("alerts/db.yml:5:"), "{expr}: {told}");
     }

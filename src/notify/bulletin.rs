@@ -1,0 +1,172 @@
+//! Mails that are not about one group: the first look, the day's digest, many at once, and Proctor itself. Pure.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::message::{Letter, Section, Story, Voice, line, more};
+use crate::model::{Alert, Outcome, Timestamp, duration};
+use crate::snapshot::Latest;
+use crate::store::{Record, Table};
+
+/// How often the digest of `notify.mode: observe` is sent.
+pub const DIGEST_EVERY: Duration = Duration::from_secs(24 * 3600);
+
+/// The most lines of each kind that a digest keeps; what is more is counted.
+const MAX_LINES: usize = 200;
+
+/// What would have been mailed and done since the last digest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Digest {
+    /// Since when.
+    pub since: Timestamp,
+    /// How many mails each ADMIN would have got.
+    pub mails: u64,
+    /// How many acts would have been done.
+    pub acts: u64,
+    /// The mails, one line each.
+    pub told: Vec<String>,
+    /// The acts, one line each.
+    pub done: Vec<String>,
+    /// Which attempts were counted.
+    pub attempts: Vec<String>,
+}
+
+impl Record for Digest {
+    const TABLE: Table = Table::Meta;
+    const PREFIX: &'static str = "notify-digest";
+    fn key(&self) -> String {
+        Self::PREFIX.to_owned()
+    }
+}
+
+impl Digest {
+    /// Begins one.
+    pub fn new(since: Timestamp) -> Self {
+        Self { since, mails: 0, acts: 0, told: Vec::new(), done: Vec::new(), attempts: Vec::new() }
+    }
+
+    /// Takes down a mail that is not sent.
+    pub fn mail(&mut self, voice: &Voice, headline: &str, now: Timestamp) {
+        self.mails += 1;
+        if self.told.len() < MAX_LINES {
+            self.told.push(format!("{} {}", voice.moment(now), line(headline, 200)));
+        }
+    }
+
+    /// Takes down what was only observed, or really done, once each; says whether there was anything new.
+    pub fn acts<'a>(&mut self, voice: &Voice, alerts: impl IntoIterator<Item = &'a Alert>) -> bool {
+        let before = self.attempts.len();
+        for attempt in alerts.into_iter().flat_map(|alert| &alert.attempts) {
+            let over = !matches!(attempt.outcome, Outcome::Running | Outcome::Refused);
+            if !over || attempt.started_at < self.since || self.attempts.len() >= MAX_LINES || self.attempts.contains(&attempt.id) {
+                continue;
+            }
+            self.attempts.push(attempt.id.clone());
+            self.acts += u64::from(attempt.outcome == Outcome::Observed);
+            let (at, action) = (voice.moment(attempt.started_at), line(&attempt.action, 80));
+            self.done.push(format!("{at} {action}: {}", line(&attempt.detail, 200)));
+        }
+        self.attempts.len() > before
+    }
+
+    /// Writes the day's mail.
+    pub fn letter(&self, now: Timestamp) -> Letter {
+        let span = duration::print_measured(now.since(self.since));
+        let sections = vec![
+            Section::fixed("Would have been mailed", shown(&self.told, self.mails)),
+            Section::fixed("Would have been done, or was", shown(&self.done, self.done.len() as u64)),
+            Section::prose(
+                "What to do now",
+                ["This is all that is sent while notify.mode is observe. With notify.mode: send, each of these is mailed as it comes."
+                    .to_owned()],
+            ),
+        ];
+        let headline = format!("OBSERVED: in the last {span}, would have mailed {}, would have restarted {}", self.mails, self.acts);
+        Letter { state: "OBSERVED".to_owned(), headline, sections, footer: Vec::new() }
+    }
+}
+
+fn shown(lines: &[String], count: u64) -> Vec<String> {
+    let more = count.saturating_sub(lines.len() as u64);
+    lines.iter().cloned().chain((more > 0).then(|| format!("… and {more} more."))).collect()
+}
+
+/// Writes the one mail of the first look: watching 34, 29 well, 5 not. `needs` names the failing probes that a probe needs.
+pub fn first_look(voice: &Voice, targets: &[Latest], needs: impl Fn(&str) -> Vec<String>) -> Letter {
+    let silent = targets.iter().filter(|latest| latest.result.is_none()).count();
+    let failing: Vec<&Latest> = targets.iter().filter(|latest| latest.is_failing()).collect();
+    let well = targets.len() - silent - failing.len();
+    let unknown = if silent > 0 { format!(", {silent} without an answer yet") } else { String::new() };
+    let headline = format!("FIRST LOOK: watching {}, {well} well, {} not{unknown}", targets.len(), failing.len());
+    let mut lines: Vec<String> = failing
+        .iter()
+        .take(5 * voice.limit)
+        .map(|latest| {
+            let failure = latest.result.as_ref().and_then(|result| result.outcome.as_ref().err());
+            let needs = match needs(&latest.target.probe) {
+                needs if needs.is_empty() => String::new(),
+                needs => format!(" (it needs {}, which is not well either)", needs.join(", ")),
+            };
+            format!("* {}: {}{needs}", line(&latest.target.to_string(), 120), failure.map_or(String::new(), |f| line(&f.detail, 300)))
+        })
+        .collect();
+    lines.extend(more(failing.len(), 5 * voice.limit));
+    let next = match failing.len() {
+        0 => "From now on you are mailed when something breaks.",
+        _ => "From now on you are mailed when something changes; what is listed here is not mailed again as long as it stays so.",
+    };
+    let sections = vec![Section::prose("Not well", lines), Section::prose("What happens now", [next.to_owned()])];
+    Letter { state: "FIRST LOOK".to_owned(), headline, sections, footer: Vec::new() }
+}
+
+/// Writes that the maintenance was forgotten.
+pub fn overdue(voice: &Voice, since: Timestamp, file: &Path, now: Timestamp) -> Letter {
+    let file = line(&file.display().to_string(), 300);
+    let lasted = duration::print_measured(now.since(since));
+    let sections = vec![
+        Section::prose("What is wrong", [format!("{file} says since {} that the site is down on purpose.", voice.moment(since))]),
+        Section::prose(
+            "What to do now",
+            [
+                format!("If the work is over, remove {file}: the site may still be answering its visitors with it."),
+                "Until then what is broken is mailed again, but Proctor repairs nothing.".to_owned(),
+            ],
+        ),
+    ];
+    let headline = format!("MAINTENANCE OVERDUE: {file} has been there for {lasted}");
+    Letter { state: "MAINTENANCE OVERDUE".to_owned(), headline, sections, footer: Vec::new() }
+}
+
+/// Writes what the state has lost or set aside.
+pub fn notices(notices: &[String]) -> Letter {
+    let headline = format!("PROCTOR: {}", notices.first().map_or(String::new(), |first| line(first, 160)));
+    let lines = notices.iter().take(100).map(|notice| line(notice, 400));
+    let sections = vec![
+        Section::prose("What happened to its state", lines),
+        Section::prose("What to do now", ["Look at the disk and at Proctor's log. Proctor goes on.".to_owned()]),
+    ];
+    Letter { state: "PROCTOR".to_owned(), headline, sections, footer: Vec::new() }
+}
+
+/// Writes one mail about many groups.
+pub fn summary(voice: &Voice, stories: &[Story<'_>]) -> Letter {
+    let firing: usize = stories.iter().map(|story| story.firing.len()).sum();
+    let ended: usize = stories.iter().map(|story| story.ended.len()).sum();
+    let state = if firing > 0 { "FIRING" } else { "RESOLVED" };
+    let headline = match (firing, ended) {
+        (_, 0) => format!("{state}: {firing} alerts in {} groups at once", stories.len()),
+        (0, _) => format!("{state}: {ended} alerts in {} groups are over", stories.len()),
+        _ => format!("{state}: {firing} alerts fire and {ended} are over, in {} groups at once", stories.len()),
+    };
+    let mut lines: Vec<String> = stories.iter().take(5 * voice.limit).map(|story| format!("* {}", story.headline(voice))).collect();
+    lines.extend(more(stories.len(), 5 * voice.limit));
+    let note = "So many at once are told in one mail. Look for what they have in common: the network, a disk, a deploy. \
+                Reminders and ends follow as for any other alert.";
+    let mut sections: Vec<Section> =
+        stories.iter().find_map(|story| story.degraded.as_deref()).map(super::message::degraded).into_iter().collect();
+    sections.push(Section::prose("What it is", lines));
+    sections.push(Section::prose("Please note", [note.to_owned()]));
+    Letter { state: state.to_owned(), headline, sections, footer: Vec::new() }
+}

@@ -1,0 +1,138 @@
+//! What is said but once, and is about no group: the first look, a forgotten maintenance, the state, the day's digest.
+
+use serde::{Deserialize, Serialize};
+
+use super::{Dispatcher, Plan, RECHECK, Scene};
+use crate::model::{Alert, AlertState, Timestamp};
+use crate::mute::{Maintenance, Startup};
+use crate::notify::bulletin::{self, DIGEST_EVERY, Digest};
+use crate::notify::dedup::{Notified, Standing, Thread};
+use crate::notify::message::{self, Head, Letter};
+use crate::notify::{Message, Mode, Weight, route};
+use crate::snapshot::Latest;
+use crate::store::{Record, Table};
+
+/// That something of which there is only one was said.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub(super) struct Said {
+    overdue_since: Option<Timestamp>,
+}
+
+impl Record for Said {
+    const TABLE: Table = Table::Meta;
+    const PREFIX: &'static str = "notify-said";
+    fn key(&self) -> String {
+        Self::PREFIX.to_owned()
+    }
+}
+
+impl Dispatcher {
+    /// Tells something that is about no group; returns its Message-ID.
+    fn bulletin(&mut self, about: &str, mut letter: Letter, plan: &mut Plan, scene: &Scene<'_>) -> String {
+        if let Some(why) = &scene.degraded {
+            letter.sections.insert(0, message::degraded(why));
+        }
+        let id = self.voice.message_id(&format!("{about}-{}", scene.now.0), 0, scene.now);
+        let message = self.bulletin_message(about, &id, &letter);
+        let to = self.routes.last().map(|route| route.receivers.clone()).unwrap_or_default();
+        self.queue(&to, &message, Weight::Firing, &letter.headline, plan, scene.now);
+        id
+    }
+
+    fn bulletin_message(&self, about: &str, id: &str, letter: &Letter) -> Message {
+        let (state, site) = (letter.state.to_lowercase(), &self.voice.site);
+        let head = Head {
+            message_id: id.to_owned(),
+            thread: &Thread::default(),
+            subject: format!("{}Proctor: {state} ({site})", self.voice.prefix),
+            name: "",
+            severity: "",
+            group: about,
+            episode: "",
+            reason: about,
+            payload: serde_json::json!({
+                "version": "4", "groupKey": about, "truncatedAlerts": 0, "status": "firing", "receiver": "", "groupLabels": {},
+                "commonLabels": {}, "commonAnnotations": {"summary": letter.headline}, "externalURL": self.voice.external_url, "alerts": [],
+            }),
+        };
+        letter.clone().message(&self.voice, head)
+    }
+
+    /// What the state lost or set aside is mailed once.
+    pub(super) fn notices(&mut self, plan: &mut Plan, scene: &Scene<'_>) {
+        let fresh: Vec<String> = self.wiring.store.notices().into_iter().filter(|notice| self.noticed.insert(notice.clone())).collect();
+        if !fresh.is_empty() {
+            self.bulletin("state", bulletin::notices(&fresh), plan, scene);
+        }
+    }
+
+    /// A forgotten maintenance is mailed once.
+    pub(super) fn overdue(&mut self, maintenance: &Maintenance, plan: &mut Plan, scene: &Scene<'_>) {
+        match maintenance {
+            Maintenance::Overdue { since, file } if self.said.overdue_since != Some(*since) => {
+                self.said.overdue_since = Some(*since);
+                let letter = bulletin::overdue(&self.voice, *since, file, scene.now);
+                self.bulletin("maintenance", letter, plan, scene);
+                plan.batch.put(&self.said);
+            }
+            Maintenance::Settling { until, .. } => plan.at(*until),
+            Maintenance::On { .. } => plan.at(scene.now + RECHECK.0),
+            Maintenance::Off | Maintenance::Overdue { .. } => {}
+        }
+    }
+
+    /// The one mail of the first look: what is wrong then counts as told, and is mailed again only when it changes. What a
+    /// failing parent breaks is left to the parent.
+    pub(super) fn first_look(&mut self, startup: &mut Startup, alerts: &[Alert], targets: &[Latest], plan: &mut Plan, scene: &Scene<'_>) {
+        let depends = self.wiring.depends.clone();
+        let behind = |alert: &Alert| alert.probe().is_some_and(|probe| !depends.failing_ancestors(probe, scene.failing).is_empty());
+        let told: Vec<&Alert> = alerts.iter().filter(|alert| alert.state != AlertState::Inactive && !behind(alert)).collect();
+        let needs = |probe: &str| depends.failing_ancestors(probe, scene.failing).into_iter().map(str::to_owned).collect();
+        let id = self.bulletin("first-look", bulletin::first_look(&self.voice, targets, needs), plan, scene);
+        let (routes, observed) = (self.routes.clone(), !self.telling());
+        for (key, group) in route::group(&routes, told.iter().copied()) {
+            let standing = Standing { active: group.alerts.clone(), ..Standing::default() };
+            let mut worst = group.alerts.clone();
+            worst.sort_by_key(|alert| (message::rank(alert), alert.active_at));
+            let subject = message::subject(&self.voice, &worst);
+            let entry = Notified {
+                group: key.clone(),
+                receiver: group.route.name.clone(),
+                labels: group.labels,
+                thread: Thread { root: id.clone(), last: id.clone(), sequence: 1, subject },
+                observed,
+                ..Notified::default()
+            };
+            let entry = Notified { quiet: true, ..entry.told(&standing, scene.now) };
+            plan.batch.put(&entry);
+            self.log.insert(key, entry);
+        }
+        plan.batch.put(&startup.finish_first_look(told.iter().copied().filter(|alert| alert.is_firing()), scene.now));
+    }
+
+    /// The daily mail of `notify.mode: observe`.
+    pub(super) fn day(&mut self, alerts: &[Alert], plan: &mut Plan, now: Timestamp) {
+        if self.mode != Mode::Observe {
+            if self.digest.take().is_some() {
+                plan.batch.remove::<Digest>(Digest::PREFIX);
+            }
+            return;
+        }
+        let fresh = self.digest.is_none();
+        let mut digest = self.digest.take().unwrap_or_else(|| Digest::new(now));
+        let mut changed = digest.acts(&self.voice, alerts) || fresh;
+        if now.since(digest.since) >= DIGEST_EVERY {
+            let letter = digest.letter(now);
+            let id = self.voice.message_id(&format!("digest-{}", now.0), 0, now);
+            let message = self.bulletin_message("digest", &id, &letter);
+            let to = self.routes.last().map(|route| route.receivers.clone()).unwrap_or_default();
+            self.deliver(&to, &message, Weight::Reminder, plan, now);
+            (digest, changed) = (Digest::new(now), true);
+        }
+        plan.at(digest.since + DIGEST_EVERY);
+        if changed {
+            plan.batch.put(&digest);
+        }
+        self.digest = Some(digest);
+    }
+}
