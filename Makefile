@@ -19,7 +19,7 @@ test:
 lint:
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
 ## Asks promtool of Prometheus 3 about every PromQL case and writes its verdicts down (about 5 minutes the first time).
 promtool3-verdicts:

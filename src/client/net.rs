@@ -247,7 +247,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Resolves a name; an address is itself. At most [`LOOKUPS`] lookups wait at once.
+/// Resolves a name; an address is itself. At most four lookups wait at once.
 ///
 /// # Errors
 /// [`NetError::Resolve`].
