@@ -684,3 +684,15 @@ async fn a_server_that_is_not_ours_reads_the_same() {
         String::from_utf8_lossy(&read.stderr)
     );
 }
+
+#[test]
+fn a_configuration_whose_mail_cannot_go_out_is_refused_when_it_is_loaded() {
+    let text = "notify:\n  admins: [jürgen@example.org]\n  smtp: {host: mail.example.org, username: u, password_file: /p}\n";
+    let mistakes = |text: &str| {
+        let problems = proctor::config::Config::from_text(Path::new("proctor.yml"), text).expect_err("is refused");
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    assert!(mistakes(text).contains("proctor.yml:2:12: expected an address"), "{}", mistakes(text));
+    let text = text.replace("jürgen", "root");
+    assert!(mistakes(&text).contains("notify.smtp: the password would be sent without encryption"), "{}", mistakes(&text));
+}
