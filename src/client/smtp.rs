@@ -640,6 +640,14 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn no_bytes_of_a_relay_break_the_reading(bytes in proptest::collection::vec(prop_oneof![Just(b'2'), Just(b'5'), Just(b'0'), Just(b'-'), Just(b' '), Just(b'\r'), Just(b'\n'), any::<u8>()], 0..800)) {
+            if let Ok(reply) = read(&bytes) {
+                prop_assert!((200..600).contains(&reply.code) && reply.text.iter().all(|line| !line.contains(char::is_control)));
+            }
+        }
+
         #[test]
         fn whatever_is_sent_has_one_end_and_only_whole_lines(message in proptest::collection::vec(prop_oneof![Just(b'\r'), Just(b'\n'), Just(b'.'), any::<u8>()], 0..200)) {
             let sent = stuffed(&message);
@@ -648,6 +656,56 @@ mod tests {
                 prop_assert!(*byte != b'\n' || at > 0 && sent[at - 1] == b'\r');
                 prop_assert!(*byte != b'\r' || sent.get(at + 1) == Some(&b'\n'));
             }
+        }
+    }
+
+    /// Reads one reply out of these bytes, after which the relay closes.
+    fn read(bytes: &[u8]) -> Result<Reply, Cause> {
+        use std::io::Write;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+            ours.set_nonblocking(true).expect("is set");
+            theirs.write_all(bytes).expect("fits the socket");
+            drop(theirs);
+            let limits = Limits::default();
+            let stream = Some(Stream::Unix(tokio::net::UnixStream::from_std(ours).expect("is taken")));
+            let deadline = Instant::now() + limits.session;
+            let mut dialogue = Dialogue { stream, buffer: Vec::new(), transcript: Vec::new(), limits, deadline, stage: Stage::Mail };
+            let reply = dialogue.reply(limits.command).await;
+            assert!(dialogue.buffer.len() <= 2 * limits.line + 24, "{}", dialogue.buffer.len());
+            reply
+        })
+    }
+
+    #[test]
+    fn replies_are_read_as_the_rfc_has_them_and_nothing_else_is_one() {
+        for (bytes, code, text) in [
+            ("250 ok\r\n", 250, "ok"),
+            ("250\r\n", 250, ""),
+            ("250-a\r\n250-b\r\n250 c\r\n", 250, "a b c"),
+            ("421 bare line feed\n", 421, "bare line feed"),
+            ("550 a\x07\x1b[31mb\r\n250 next", 550, "a  [31mb"),
+        ] {
+            let reply = read(bytes.as_bytes()).expect(bytes);
+            assert_eq!((reply.code, reply.text.join(" ").as_str()), (code, text));
+        }
+        let (long, many) = (format!("250 {}\r\n", "x".repeat(1000)), "250-x\r\n".repeat(101));
+        for bytes in [
+            "",
+            "250 half",
+            "250-a\r\n",
+            "ok\r\n",
+            "25\r\n",
+            "2500 x\r\n",
+            "150 x\r\n",
+            "650 x\r\n",
+            "250_x\r\n",
+            "250-a\r\n550 b\r\n",
+            &long,
+            &many,
+        ] {
+            assert!(read(bytes.as_bytes()).is_err(), "{bytes:.40}");
         }
     }
 

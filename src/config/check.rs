@@ -57,6 +57,9 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
             problems.push(at, error.to_string());
         }
     }
+    if let Some(notify) = &config.notify {
+        notify.check(notify.at, !notify.webhooks.0.is_empty(), problems);
+    }
 }
 
 fn check_name(what: &str, name: &Spanned<String>, problems: &mut Problems) {

@@ -36,10 +36,12 @@ impl Decode for Mode {
 pub struct Mailbox(lettre::message::Mailbox);
 
 impl Mailbox {
-    /// Reads an address; a control character is refused, since it could begin a header of its own.
+    /// Reads an address; a control character is refused, since it could begin a header of its own, and so is an address
+    /// that the outbox could not put into an envelope.
     pub fn parse(text: &str) -> Option<Self> {
         let clean = !text.chars().any(char::is_control) && text.len() <= 320;
-        clean.then(|| text.trim().parse().ok().map(Self)).flatten()
+        let mailbox = clean.then(|| text.trim().parse().ok().map(Self)).flatten()?;
+        super::email::Address::parse(&mailbox.to_string()).is_some().then_some(mailbox)
     }
 
     /// Returns the part behind the `@`.
@@ -145,6 +147,14 @@ impl NotifyConfig {
         if self.repeat_interval < self.group_interval {
             problems.push(at, "notify.repeat_interval: expected at least group_interval, found less: each mail would be a reminder");
         }
+        if let Some(Err(why)) = self.smtp.as_ref().map(super::email::SmtpConfig::check) {
+            problems.push(at, format!("notify.smtp: {why}"));
+        }
+        for (name, webhook) in &self.webhooks.0 {
+            if let Err(why) = webhook.check() {
+                problems.push(name.at, format!("webhook {:?}: {why}", name.value));
+            }
+        }
     }
 }
 
@@ -169,7 +179,7 @@ mod tests {
             let mailbox = Mailbox::parse(text).expect(text);
             assert_eq!(Mailbox::parse(&mailbox.to_string()), Some(mailbox), "{text}");
         }
-        for text in ["", "a", "a@", "@x", "a@x\r\nBcc: b@y", "A\n <a@x>", "a@x, b@x", "a b@x", "<a@x"] {
+        for text in ["", "a", "a@", "@x", "a@x\r\nBcc: b@y", "A\n <a@x>", "a@x, b@x", "a b@x", "<a@x", "jürgen@x.org", "\"a b\"@x.org"] {
             assert_eq!(Mailbox::parse(text), None, "{text:?}");
         }
     }
@@ -183,6 +193,12 @@ mod tests {
         assert!(mistakes("admins: [\"a@x\\nBcc: b@y\"]")[0].contains("expected an address"));
         assert!(mistakes("admins: [a@x]\nsubject_prefix: \"a\\r\\nBcc: x\"")[0].contains("expected one line"));
         assert!(mistakes("admins: [a@x]\nmode: sned\ngroup_wait: soon").len() == 2);
+        let clear = "admins: [a@x]\nsmtp: {host: mail.x.org, username: u, password_file: /p}\nwebhooks: {chat: {}}";
+        assert!(
+            mistakes(clear)[0].contains("without encryption") && mistakes(clear)[1].starts_with("f:3:12: webhook"),
+            "{:?}",
+            mistakes(clear)
+        );
         assert!(mistakes("admins: [a@x]\ngroup_by: [a b]\ngroup_limit: 0\nrepeat_interval: 1m").len() == 3);
     }
 }

@@ -122,8 +122,19 @@ impl Address {
             None => ("", text),
         };
         let name = name.trim();
-        let name = name.strip_prefix('"').and_then(|name| name.strip_suffix('"')).unwrap_or(name);
-        is_address(address).then(|| Self { name: line(name), address: address.to_owned() })
+        let mut clean = line(name);
+        if let Some(quoted) = name.strip_prefix('"').and_then(|name| name.strip_suffix('"')) {
+            // Within quotes a backslash says that the next character stands for itself (RFC 5322 §3.2.4).
+            let mut escaped = false;
+            clean = line(quoted)
+                .chars()
+                .filter(|c| {
+                    escaped = *c == '\\' && !escaped;
+                    !escaped
+                })
+                .collect();
+        }
+        is_address(address).then(|| Self { name: clean, address: address.to_owned() })
     }
 
     /// Returns what stands behind the `@`.
@@ -268,4 +279,45 @@ fn bracketed(id: &str) -> String {
 /// Within the years that a `Date` can hold.
 fn system_time(at: Timestamp) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(at.0).unwrap_or(0).min(253_402_300_799_000))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_people_and_programs_write_them() {
+        for (text, name, address) in [
+            ("a@x.org", "", "a@x.org"),
+            (" Sys Admin <a@x.org> ", "Sys Admin", "a@x.org"),
+            ("\"Admin, Sys\" <a@x.org>", "Admin, Sys", "a@x.org"),
+            (r#""say \"hi\" and \\" <a@x.org>"#, r#"say "hi" and \"#, "a@x.org"),
+            ("A\r\nBcc: b <a@x.org>", "A  Bcc: b", "a@x.org"),
+        ] {
+            assert_eq!(Address::parse(text), Some(Address { name: name.into(), address: address.into() }), "{text:?}");
+        }
+        for text in ["", "<>", "a@x.org>", "A <a@x.org> b", "A <a@x\r\n.org>", "jürgen@x.org"] {
+            assert_eq!(Address::parse(text), None, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn settings_that_do_not_fit_are_said_before_anything_is_sent() {
+        for (yaml, said) in [
+            ("{host: localhost}", None),
+            ("{host: localhost, username: u, password_file: /p}", None),
+            ("{host: m.example.org, tls: starttls, username: u, password_file: /p}", None),
+            ("{host: m.example.org, username: u, password_file: /p}", Some("without encryption")),
+            ("{host: localhost, username: u}", Some("no password_file")),
+            ("{host: localhost, password_file: /p}", Some("no username")),
+            ("{host: 'a b'}", Some("expected a host name")),
+            ("{host: localhost, port: 0}", Some("expected a host name")),
+            ("{host: localhost, hello: \"x\\r\\nMAIL\"}", Some("hello")),
+        ] {
+            let config: SmtpConfig = crate::model::decode::from_text("f", yaml).expect(yaml);
+            let found = config.check().err();
+            assert!(found.as_deref().is_none() == said.is_none(), "{yaml}: {found:?}");
+            assert!(found.unwrap_or_default().contains(said.unwrap_or_default()), "{yaml}");
+        }
+    }
 }

@@ -421,8 +421,8 @@ async fn talk(tcp: TcpStream, shared: &Arc<Mutex<Shared>>, acceptor: &TlsAccepto
                 encrypted = true;
             }
             "AUTH" => {
-                let given = if let Some(encoded) = line.strip_prefix("AUTH PLAIN ") {
-                    let text = String::from_utf8_lossy(&base64(encoded)).into_owned();
+                let given = if let Some(given) = line.strip_prefix("AUTH PLAIN ") {
+                    let text = String::from_utf8_lossy(&base64(given)).into_owned();
                     let mut parts = text.split('\0').skip(1).map(str::to_owned);
                     (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
                 } else {
