@@ -1,1 +1,371 @@
-//! (being built)
+//! Builds everything in the order of the flow and stops it in the other one.
+//!
+//! What outlives a reload (metrics, store, results, window, alert table, web) is built once; what belongs to a
+//! configuration (probes and what is made from them) is a [`Tasks`] child that a reload swaps as a whole.
+
+mod operate;
+mod paths;
+mod telling;
+mod view;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::alerts::AlertTable;
+use crate::client::net::chain;
+use crate::config::{self, Config};
+use crate::discover::{self, Found};
+use crate::metrics::Metrics;
+use crate::model::{Labels, ProbeResult, Problem, Target, Timestamp};
+use crate::notify::dispatch::Mutes;
+use crate::notify::outbox::Outbox;
+use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
+use crate::rules;
+use crate::rules::group::{self, Context, Nudge};
+use crate::rules::load::RuleGroup;
+use crate::snapshot::Snapshot;
+use crate::store::{Store, StoreError};
+use crate::tasks::{self, Tasks};
+use crate::web::{self, Pages, WebError};
+use crate::window::{Limits, Window};
+
+pub use paths::{DEFAULT_CONFIG, control_socket, state_path};
+
+/// The whole stop is over within this time.
+pub const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// How often Proctor's own metrics go into the window, and results that are too old leave it.
+const HOUSEKEEPING_EVERY: Duration = Duration::from_secs(15);
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A file.
+    File(PathBuf),
+    /// None: what this host shows is watched by looking only.
+    Host,
+}
+
+/// Why Proctor does not start, or does not take a new configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The configuration has mistakes.
+    #[error("the configuration is not taken:\n{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
+    Config(Vec<Problem>),
+    /// A probe cannot be built.
+    #[error("probe {probe:?}: {why}")]
+    Probe {
+        /// Its name.
+        probe: String,
+        /// Why not.
+        why: String,
+    },
+    /// The state cannot be used by us.
+    #[error("the state cannot be used")]
+    Store(#[from] StoreError),
+    /// The web does not come up.
+    #[error("the web does not come up")]
+    Web(#[from] WebError),
+}
+
+/// What a configuration was made of.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Arc<Config>,
+    /// The rules it names.
+    pub rules: Vec<RuleGroup>,
+    /// What was found on the host, where there is no file.
+    pub found: Option<Found>,
+}
+
+/// Loads the configuration, or makes one of what the host shows.
+///
+/// # Errors
+/// [`AppError::Config`].
+pub fn load(source: &Source) -> Result<Loaded, AppError> {
+    let (config, found) = match source {
+        Source::File(path) => (Config::load(path).map_err(AppError::Config)?, None),
+        Source::Host => {
+            let found = discover::look();
+            let yaml = if found.probes.is_empty() { String::new() } else { format!("probes:\n{}", found.probes) };
+            (Config::from_text("what was found on this host".as_ref(), &yaml).map_err(AppError::Config)?, Some(found))
+        }
+    };
+    let rules = rules::load::load(&config.rules, config::read).map_err(AppError::Config)?;
+    Ok(Loaded { config: Arc::new(config), rules, found })
+}
+
+/// Plans every target of a configuration; connects to nothing.
+///
+/// # Errors
+/// [`AppError::Probe`].
+pub fn plan(config: &Config) -> Result<Vec<Scheduled>, AppError> {
+    let mut all = Vec::new();
+    for (name, probe) in &config.probes.0 {
+        let planned = probe.plan().map_err(|why| AppError::Probe { probe: name.value.clone(), why })?;
+        let kind = probe.kinds().first().copied().unwrap_or("none");
+        for one in planned {
+            let target = Target {
+                probe: name.as_str().into(),
+                target: one.target.map(Into::into),
+                kind,
+                interval: probe.interval.unwrap_or(config.defaults.interval),
+                timeout: probe.timeout.unwrap_or(config.defaults.timeout),
+                depends_on: probe.depends_on.iter().map(|on| on.as_str().into()).collect(),
+            };
+            all.push(Scheduled { target: Arc::new(target), probe: one.probe });
+        }
+    }
+    Ok(all)
+}
+
+/// What belongs to one configuration.
+struct Scoped {
+    loaded: Loaded,
+    scheduler: Scheduler,
+    tasks: Tasks,
+}
+
+/// The running program.
+pub struct App {
+    source: Source,
+    metrics: Arc<Metrics>,
+    store: Store,
+    snapshot: Snapshot,
+    window: Window,
+    alerts: AlertTable,
+    nudge: Nudge,
+    mutes: Arc<Mutex<Mutes>>,
+    /// Wakes the dispatcher.
+    wake: Arc<Notify>,
+    outbox: Outbox,
+    scoped: Mutex<Scoped>,
+    /// Held during a reload: reloads come one after the other.
+    reloading: tokio::sync::Mutex<()>,
+    tasks: Tasks,
+    /// When the command of a hold was last heard of, by the hold's id.
+    heard: Mutex<BTreeMap<String, Timestamp>>,
+    web: Mutex<Option<std::net::SocketAddr>>,
+}
+
+impl App {
+    /// Builds and starts everything.
+    ///
+    /// # Errors
+    /// See [`AppError`]; nothing is left running then.
+    pub async fn start(source: Source) -> Result<Arc<Self>, AppError> {
+        let loaded = load(&source)?;
+        let scheduled = plan(&loaded.config)?;
+        let metrics = Arc::new(Metrics::new());
+        metrics.start_time.set(tasks::wall_now().as_secs_f64());
+        let store = Store::open(state_path(&loaded.config).as_deref(), metrics.clone())?;
+        let snapshot = Snapshot::new(metrics.clone());
+        let window = Window::new(Limits::default(), metrics.clone());
+        let nudge = Nudge::default();
+        let mutes = Arc::new(Mutex::new(telling::mutes(&loaded.config, &store)));
+        let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
+        let tasks = Tasks::new();
+        let scoped_tasks = tasks.child();
+        let scheduler = Scheduler::new(scheduled, sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone()), metrics.clone());
+        let app = Arc::new(Self {
+            source,
+            metrics,
+            store,
+            snapshot,
+            window,
+            alerts: AlertTable::default(),
+            nudge,
+            mutes,
+            wake: Arc::default(),
+            outbox,
+            scoped: Mutex::new(Scoped { loaded, scheduler, tasks: scoped_tasks }),
+            reloading: tokio::sync::Mutex::new(()),
+            tasks,
+            heard: Mutex::default(),
+            web: Mutex::new(None),
+        });
+        app.start_scoped().await;
+        app.tasks.spawn("outbox", app.outbox.clone().run(app.tasks.token()));
+        let housekeeping = app.clone();
+        app.tasks.spawn_until_stopped("housekeeping", async move { housekeeping.keep_house().await });
+        let config = app.loaded().config;
+        match web::start(&config.web, app.pages(), app.metrics.clone(), &app.tasks).await {
+            Ok(address) => *app.web.lock().unwrap_or_else(PoisonError::into_inner) = Some(address),
+            Err(error) => {
+                app.stop().await;
+                return Err(error.into());
+            }
+        }
+        app.start_control(&config).await;
+        app.metrics.config_reload_time.set(tasks::wall_now().as_secs_f64());
+        Ok(app)
+    }
+
+    /// Returns the address of the web.
+    pub fn web_address(&self) -> Option<std::net::SocketAddr> {
+        *self.web.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns the configuration in force.
+    pub fn loaded(&self) -> Loaded {
+        self.scoped.lock().unwrap_or_else(PoisonError::into_inner).loaded.clone()
+    }
+
+    async fn start_scoped(&self) {
+        let (loaded, scheduler, tasks) = {
+            let scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
+            (scoped.loaded.clone(), scoped.scheduler.clone(), scoped.tasks.clone())
+        };
+        self.snapshot.announce(&scheduler.targets());
+        let look_back = loaded.rules.iter().flat_map(|group| &group.rules).map(|rule| rule.expr.look_back()).max();
+        self.window.set_look_back(look_back.unwrap_or_default());
+        let snapshot = self.snapshot.clone();
+        let context = Context {
+            window: self.window.clone(),
+            alerts: self.alerts.clone(),
+            store: self.store.clone(),
+            metrics: self.metrics.clone(),
+            site_labels: loaded.config.site.labels.clone(),
+            external_url: loaded.config.site.external_url.as_deref().unwrap_or("").into(),
+            ready: Arc::new(move || snapshot.all().iter().all(|latest| latest.result.is_some())),
+        };
+        let groups = group::restore(loaded.rules.clone(), &context, tasks::now()).await;
+        group::start(groups, &self.nudge, &tasks);
+        self.start_telling(&loaded, &scheduler, &tasks);
+        scheduler.start(&tasks);
+    }
+
+    async fn start_control(self: &Arc<Self>, config: &Config) {
+        let path = control_socket(config);
+        let app = self.clone();
+        let carry: web::control::Carry = Arc::new(move |command, peer| {
+            let app = app.clone();
+            Box::pin(async move { app.carry(command, peer).await })
+        });
+        match web::control::start(&path, carry, self.metrics.clone(), &self.tasks).await {
+            Ok(()) => tracing::info!(socket = %path.display(), "control socket"),
+            Err(error) => {
+                tracing::warn!(socket = %path.display(), %error, "no control socket: silence, hold and reload from the command line do not work")
+            }
+        }
+    }
+
+    /// Loads the configuration anew: all or nothing.
+    ///
+    /// # Errors
+    /// What is wrong with the new one; the old one stays in force.
+    pub async fn reload(&self) -> Result<(), AppError> {
+        let _alone = self.reloading.lock().await;
+        let made = load(&self.source).and_then(|loaded| Ok((plan(&loaded.config)?, loaded)));
+        let (scheduled, loaded) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                self.metrics.config_reload_ok.set(0);
+                tracing::error!("{}; the old configuration stays in force", chain(&error));
+                return Err(error);
+            }
+        };
+        let old = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
+        old.stop(STOP_WITHIN).await;
+        let scheduler = Scheduler::new(
+            scheduled,
+            sink(&self.snapshot, &self.window, &self.nudge, loaded.config.site.labels.clone()),
+            self.metrics.clone(),
+        );
+        {
+            let mut scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
+            let kept: Vec<String> = scheduler.targets().iter().map(ToString::to_string).collect();
+            for gone in scoped.scheduler.targets().iter().map(ToString::to_string).filter(|name| !kept.contains(name)) {
+                self.window.forget_owner(&gone, tasks::now());
+            }
+            *scoped = Scoped { loaded, scheduler, tasks: self.tasks.child() };
+        }
+        self.start_scoped().await;
+        self.metrics.config_reload_ok.set(1);
+        self.metrics.config_reload_time.set(tasks::wall_now().as_secs_f64());
+        tracing::info!("the configuration was loaded anew");
+        Ok(())
+    }
+
+    /// Puts Proctor's own metrics into the window and lets results that are too old leave it.
+    async fn keep_house(&self) {
+        let mut tick = tokio::time::interval(HOUSEKEEPING_EVERY);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+        loop {
+            tick.tick().await;
+            self.end_silent_holds().await;
+            let now = tasks::now();
+            self.metrics.clock_offset.set((tasks::wall_now().0 - now.0) as f64 / 1000.0);
+            self.metrics.window_series.set(i64::try_from(self.window.series_count()).unwrap_or(i64::MAX));
+            let labels = self.loaded().config.site.labels.clone();
+            let up = (labels.with([(crate::model::labels::NAME, "up")]), 1.0);
+            let own = view::own_samples(&self.metrics.encode(), &labels);
+            self.window.accept("proctor", now, own.into_iter().chain([up]));
+            for latest in self.snapshot.all() {
+                if latest.result.as_ref().is_some_and(|result| now.since(result.at) > latest.target.valid_for()) {
+                    self.window.forget_owner(&latest.target.to_string(), now);
+                }
+            }
+        }
+    }
+
+    fn pages(self: &Arc<Self>) -> Pages {
+        let (ready, status) = (self.clone(), self.clone());
+        Pages {
+            snapshot: self.snapshot.clone(),
+            ready: Arc::new(move || ready.ready()),
+            status: Arc::new(move || view::status(&status.loaded(), &status.snapshot.all(), &status.alerts.all(), status.notices())),
+        }
+    }
+
+    fn ready(&self) -> Result<(), String> {
+        match self.snapshot.all().iter().filter(|latest| latest.result.is_none()).count() {
+            0 => Ok(()),
+            waiting => Err(format!("{waiting} targets have not answered yet")),
+        }
+    }
+
+    /// Returns what people should know first.
+    fn notices(&self) -> Vec<String> {
+        let degraded = self
+            .store
+            .degraded()
+            .map(|why| format!("The state cannot be written ({why}): Proctor goes on from memory and repairs nothing."));
+        degraded.into_iter().chain(self.store.notices()).chain(self.outbox.problems()).collect()
+    }
+
+    /// Stops everything in the order of the flow, within [`STOP_WITHIN`]; returns the names of tasks that were stuck.
+    pub async fn stop(&self) -> Vec<String> {
+        let begin = tokio::time::Instant::now();
+        let scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
+        let mut stuck = scoped.stop(STOP_WITHIN / 4).await;
+        stuck.extend(self.tasks.stop(STOP_WITHIN.saturating_sub(begin.elapsed())).await);
+        self.store.close();
+        stuck
+    }
+}
+
+/// Hands a result on: rendered for Prometheus, and as samples for the rules, with the site's labels. One that says
+/// something else than the last one is judged at once.
+fn sink(snapshot: &Snapshot, window: &Window, nudge: &Nudge, site: Labels) -> Sink {
+    let (snapshot, window, nudge) = (snapshot.clone(), window.clone(), nudge.clone());
+    Arc::new(move |result: ProbeResult| {
+        let changed = snapshot.accept(&result);
+        let target = &result.target;
+        let series = result.samples.iter().map(|sample| {
+            let own = sample.labels.iter().map(|(name, value)| (Arc::from(*name), Arc::from(&**value)));
+            let named =
+                [(Arc::from(crate::model::labels::NAME), Arc::from(sample.family.name)), (Arc::from("probe"), target.probe.clone())];
+            let one = target.target.clone().map(|target| (Arc::from("target"), target));
+            (site.with(own.chain(named).chain(one)), sample.value)
+        });
+        window.accept(&target.to_string(), result.at, series);
+        if changed {
+            nudge.all();
+        }
+    })
+}

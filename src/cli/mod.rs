@@ -1,1 +1,124 @@
-//! (being built)
+//! The command line: one file per command.
+
+mod check;
+mod config;
+mod control;
+mod hold;
+mod serve;
+mod silence;
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, Subcommand};
+
+use crate::app::{DEFAULT_CONFIG, Source};
+
+/// Asks every service of a Django site whether it really works, tells Prometheus, mails ADMINS, repairs what it may.
+#[derive(Debug, Parser)]
+#[command(
+    name = "proctor",
+    version,
+    max_term_width = 100,
+    after_help = "Without a configuration Proctor watches what it finds on this host, by looking only.\nExit codes: 0 all well, 1 a target failed or a file has mistakes, 2 could not run."
+)]
+pub struct Cli {
+    /// The configuration; the default is /etc/proctor/proctor.yml where that exists
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Watches the site until it is told to stop
+    Serve,
+    /// Asks every probe once and says what is wrong now; needs no daemon, no state, no root
+    Check,
+    /// Looks at the configuration
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Loads the configuration of the running Proctor anew, all or nothing
+    Reload,
+    /// Says nothing of some alerts for a while
+    #[command(subcommand)]
+    Silence(silence::Silence),
+    /// Says and does nothing for a while: `proctor hold 15m`, `proctor hold run -- make new-code`
+    Hold(hold::Hold),
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigCommand {
+    /// Says every mistake of a file, each with its place; binds and connects to nothing
+    Check {
+        /// The file; the default is the one of --config
+        file: Option<PathBuf>,
+    },
+}
+
+/// Reads a duration of the command line.
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    crate::model::duration::parse(text).map_err(|error| error.to_string())
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// All is well: 0.
+    Well,
+    /// A target failed, or a file has mistakes: 1.
+    Failed,
+    /// It could not run: 2.
+    CouldNotRun,
+    /// The exit code of a command that was run.
+    Of(u8),
+}
+
+impl Exit {
+    /// Returns the exit code.
+    pub const fn code(self) -> u8 {
+        match self {
+            Self::Well => 0,
+            Self::Failed => 1,
+            Self::CouldNotRun => 2,
+            Self::Of(code) => code,
+        }
+    }
+
+    /// Hands on how a command ended; one that a signal ended is 128 plus the signal, as a shell says it.
+    fn of(status: std::process::ExitStatus) -> Self {
+        use std::os::unix::process::ExitStatusExt;
+        let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
+        code.and_then(|code| u8::try_from(code).ok()).map_or(Self::Failed, Self::Of)
+    }
+}
+
+/// Runs a command to its end.
+///
+/// # Errors
+/// What stands in the way of running at all; exit code 2.
+pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
+    let source = source(cli.config.as_deref());
+    match cli.command {
+        Command::Serve => serve::run(source),
+        Command::Check => check::run(&source),
+        Command::Config(ConfigCommand::Check { file }) => Ok(config::check(&file.map_or(source, Source::File))),
+        Command::Silence(command) => silence::run(&source, command),
+        Command::Hold(hold) => hold::run(&source, hold),
+        Command::Reload => control::send(&source, crate::web::control::Command::Reload {}),
+    }
+}
+
+fn source(named: Option<&Path>) -> Source {
+    let default = Path::new(DEFAULT_CONFIG);
+    match named {
+        Some(path) => Source::File(path.to_owned()),
+        None if default.exists() => Source::File(default.to_owned()),
+        None => Source::Host,
+    }
+}
+
+/// Builds the runtime: two workers are plenty, and each thread costs memory.
+fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build()
+}

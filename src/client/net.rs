@@ -155,6 +155,8 @@ impl NetError {
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => Reason::ConnectTimeout,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Reason::Forbidden,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::NotFound => Reason::Missing,
+            // A socket in the file system whose queue is full turns one away at once.
+            Self::Connect { source, .. } if source.kind() == io::ErrorKind::WouldBlock => Reason::Saturated,
             Self::Connect { .. } => Reason::Refused,
             Self::Tls { source, .. } if source.kind() == io::ErrorKind::UnexpectedEof => Reason::Eof,
             Self::Tls { source, .. } if source.kind() == io::ErrorKind::ConnectionReset => Reason::Reset,
@@ -245,7 +247,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Resolves a name; an address is itself. At most [`LOOKUPS`] lookups wait at once.
+/// Resolves a name; an address is itself. At most four lookups wait at once.
 ///
 /// # Errors
 /// [`NetError::Resolve`].
@@ -276,25 +278,40 @@ pub async fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, NetError>
 /// # Errors
 /// [`NetError::Resolve`] or [`NetError::Connect`] with what the last address said.
 pub async fn connect(endpoint: &Endpoint, phases: &mut Phases) -> Result<Stream, NetError> {
+    let addresses = lookup(endpoint, phases).await?;
+    connect_to(endpoint, &addresses, phases).await
+}
+
+/// The first half of [`connect`]: returns the addresses of an endpoint, none for a socket in the file system.
+///
+/// # Errors
+/// [`NetError::Resolve`].
+pub async fn lookup(endpoint: &Endpoint, phases: &mut Phases) -> Result<Vec<SocketAddr>, NetError> {
+    let Endpoint::Tcp { host, port } = endpoint else { return Ok(Vec::new()) };
+    let begin = Instant::now();
+    let addresses = resolve(host, *port).await?;
+    phases.resolve = Some(begin.elapsed());
+    Ok(addresses)
+}
+
+/// The second half of [`connect`]: tries the addresses in their order.
+///
+/// # Errors
+/// [`NetError::Connect`] with what the last address said.
+pub async fn connect_to(endpoint: &Endpoint, addresses: &[SocketAddr], phases: &mut Phases) -> Result<Stream, NetError> {
     let failed = |source| NetError::Connect { endpoint: endpoint.clone(), source };
     let begin = Instant::now();
-    let (host, port) = match endpoint {
-        Endpoint::Unix(path) => {
-            let stream = UnixStream::connect(path).await.map_err(failed)?;
-            phases.connect = Some(begin.elapsed());
-            return Ok(Stream::Unix(stream));
-        }
-        Endpoint::Tcp { host, port } => (host, *port),
-    };
-    let addresses = resolve(host, port).await?;
-    phases.resolve = Some(begin.elapsed());
-    let begin = Instant::now();
+    if let Endpoint::Unix(path) = endpoint {
+        let stream = UnixStream::connect(path).await.map_err(failed)?;
+        phases.connect = Some(begin.elapsed());
+        return Ok(Stream::Unix(stream));
+    }
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
                 phases.connect = Some(begin.elapsed());
-                phases.peer = Some(address);
+                phases.peer = Some(*address);
                 // Probes send little and wait for the answer: Nagle's algorithm would only delay them.
                 stream.set_nodelay(true).map_err(failed)?;
                 return Ok(Stream::Tcp(stream));

@@ -1,1 +1,202 @@
-//! (being built)
+//! Looks at the host and writes down what can be watched by looking only (invariant 10).
+//!
+//! What comes out is YAML that goes through the configuration's own loader, so that there is one way in. Nothing is
+//! sent to a service whose owner is not known: a web page asked with a wrong Host would make Django mail its admins.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use procfs::net::TcpState;
+
+/// The most processes whose sockets are looked at, and the most listening ports that are told.
+const MAX_PROCESSES: usize = 20_000;
+const MAX_PORTS: usize = 64;
+
+/// What was found.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The entries under `probes:`, as YAML; empty where nothing was found.
+    pub probes: String,
+    /// What is watched, one line each.
+    pub watched: Vec<String>,
+    /// What is there but not watched, or only half, and why, one line each.
+    pub left_out: Vec<String>,
+}
+
+/// A port on which something listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Port {
+    address: SocketAddr,
+    /// Name and command line of the owner; nothing where it is another user's and may not be seen.
+    owner: Option<(String, Vec<String>)>,
+}
+
+/// Looks at the listening sockets of this host.
+pub fn look() -> Found {
+    let mut found = Found::default();
+    for port in listening() {
+        found.add_port(&port);
+    }
+    found
+}
+
+impl Found {
+    fn add(&mut self, name: &str, entry: &str, told: String) {
+        // Two of a kind: memcached, memcached-2, …
+        let taken = |name: &str| self.probes.contains(&format!("  {name}: {{"));
+        let unique = (1..).map(|n| if n == 1 { name.to_owned() } else { format!("{name}-{n}") }).find(|name| !taken(name));
+        // Writing to a String cannot fail.
+        let written = unique.map(|name| writeln!(self.probes, "  {name}: {{{entry}}}"));
+        debug_assert!(matches!(written, Some(Ok(()))));
+        self.watched.push(told);
+    }
+
+    fn add_port(&mut self, port: &Port) {
+        let address = reachable(port.address);
+        let owner = port.owner.as_ref().map_or("", |(name, _)| name.as_str());
+        let number = port.address.port();
+        let tcp = format!("tcp: {{address: \"{address}\"}}");
+        match (owner, number) {
+            ("memcached", _) | ("" | "docker-proxy", 11211) => {
+                self.add(
+                    "memcached",
+                    &format!("memcached: {{address: \"{address}\"}}"),
+                    format!("memcached at {address}: its counters (canary: true would also send a value through it)"),
+                );
+            }
+            ("ssh" | "autossh", _) => {
+                let far_end = forwarded(port.owner.as_ref().map_or(&[], |(_, line)| line), number);
+                self.add(&format!("tunnel-{number}"), &tcp, format!("ssh tunnel at {address} to {far_end}: whether its near end opens"));
+            }
+            ("nginx", _) => {
+                self.add(&format!("nginx-{number}"), &tcp, format!("nginx at {address}: whether the port opens"));
+                self.left_out
+                    .push(format!("nginx at {address}: its pages; name its sites under probes: (nginx: {{sites: [\"https://…/\"]}})"));
+            }
+            (name, _) if name.starts_with("gunicorn") => {
+                self.add("gunicorn", &tcp, format!("gunicorn at {address}: whether the port opens"));
+                self.left_out.push(format!("gunicorn at {address}: whether a worker answers; it needs the site's own name (gunicorn: {{listen: \"{address}\", host_header: …}}), else Django mails its admins about a wrong one"));
+            }
+            ("postgres", _) | ("" | "docker-proxy", 5432) => {
+                self.add("postgresql", &tcp, format!("PostgreSQL at {address}: whether the port opens"))
+            }
+            ("mariadbd" | "mysqld", _) | ("" | "docker-proxy", 3306) => {
+                self.add("mysql", &tcp, format!("MySQL at {address}: whether the port opens"))
+            }
+            ("beam.smp", 5672) | ("" | "docker-proxy", 5672) => {
+                self.add("rabbitmq", &tcp, format!("RabbitMQ at {address}: whether the port opens"))
+            }
+            ("java", 9200) | ("" | "docker-proxy", 9200) => {
+                self.add("elasticsearch", &tcp, format!("Elasticsearch at {address}: whether the port opens"))
+            }
+            ("", 80 | 443) => {
+                self.add(&format!("web-{number}"), &tcp, format!("a web server at {address}: whether the port opens"));
+                self.left_out.push(format!("the web server at {address}: its pages; name its sites under probes:"));
+            }
+            ("proctor" | "sshd" | "systemd", _) => {}
+            ("", _) => self
+                .left_out
+                .push(format!("port {address}: its owner is another user's and may not be seen; name it under probes: as tcp or http")),
+            (name, _) => {
+                self.left_out.push(format!("{name} at {address}: not a service that is known here; name it under probes: as tcp or http"))
+            }
+        }
+    }
+}
+
+/// Returns the address at which a listener can be reached from this host.
+fn reachable(address: SocketAddr) -> SocketAddr {
+    let mut address = address;
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+    }
+    address
+}
+
+/// Reads from ssh's command line what a port of `ssh -L` leads to.
+fn forwarded(command_line: &[String], port: u16) -> String {
+    let specs = command_line
+        .iter()
+        .zip(command_line.iter().skip(1))
+        .filter(|(flag, _)| flag.starts_with('-') && flag.ends_with('L'))
+        .map(|(_, spec)| spec.as_str());
+    let joined = command_line.iter().filter_map(|word| word.strip_prefix("-L"));
+    for spec in specs.chain(joined.filter(|spec| !spec.is_empty())) {
+        let parts: Vec<&str> = spec.split(':').collect();
+        if let [.., local, host, remote] = parts.as_slice()
+            && local.parse() == Ok(port)
+        {
+            return format!("{host}:{remote}");
+        }
+    }
+    "an end that its command line does not name".to_owned()
+}
+
+/// Returns who listens on this host, by address, lowest port first. What may not be seen has no owner.
+fn listening() -> Vec<Port> {
+    let sockets = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten().filter(|entry| entry.state == TcpState::Listen);
+    let mut by_inode: HashMap<u64, SocketAddr> = sockets.map(|entry| (entry.inode, entry.local_address)).collect();
+    let mut ports: BTreeMap<(u16, bool), Port> = BTreeMap::new();
+    let mut add = |address: SocketAddr, owner| {
+        // The same port on IPv4 and IPv6 is one service: IPv4 stands for both.
+        let key = (address.port(), reachable(address).ip().is_loopback());
+        let better = ports.get(&key).is_none_or(|known: &Port| known.address.is_ipv6() && address.is_ipv4());
+        if better {
+            ports.insert(key, Port { address, owner });
+        }
+    };
+    for process in procfs::process::all_processes().into_iter().flatten().flatten().take(MAX_PROCESSES) {
+        let Ok(descriptors) = process.fd() else { continue };
+        for descriptor in descriptors.flatten() {
+            if let procfs::process::FDTarget::Socket(inode) = descriptor.target
+                && let Some(address) = by_inode.remove(&inode)
+            {
+                let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
+                add(address, Some((name, process.cmdline().unwrap_or_default())));
+            }
+        }
+    }
+    for address in by_inode.into_values() {
+        add(address, None);
+    }
+    ports.into_values().take(MAX_PORTS).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_far_end_of_a_tunnel_is_read_from_its_command_line() {
+        let line = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        for (command, port, wanted) in [
+            ("ssh -N -L 127.0.0.1:50000:hutch.example.org:50000 jump", 50000, "hutch.example.org:50000"),
+            ("ssh -fNL 5433:db:5432 jump", 5433, "db:5432"),
+            ("ssh -L3307:db:3306 jump", 3307, "db:3306"),
+            ("ssh -N jump", 1, "an end that its command line does not name"),
+        ] {
+            assert_eq!(forwarded(&line(command), port), wanted, "{command}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_known_is_said_and_nothing_is_asked_of_it() {
+        let mut found = Found::default();
+        let port = |name: Option<&str>, number: u16| Port {
+            address: SocketAddr::from(([0, 0, 0, 0], number)),
+            owner: name.map(|name| (name.to_owned(), vec![])),
+        };
+        for (name, number) in [
+            (Some("memcached"), 11211),
+            (Some("memcached"), 11212),
+            (Some("gunicorn"), 8000),
+            (Some("redis-server"), 6379),
+            (None, 4711),
+            (Some("sshd"), 22),
+        ] {
+            found.add_port(&port(name, number));
+        }
+        insta::assert_snapshot!(format!("{}---\n{}\n---\n{}", found.probes, found.watched.join("\n"), found.left_out.join("\n")));
+    }
+}

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::model::decode::{Decode, Spanned, mismatch};
+use crate::model::decode::{Decode, Named, Spanned, mismatch};
 use crate::model::yaml::Node;
 use crate::model::{Position, Problems};
 
@@ -111,7 +111,10 @@ crate::config_struct! {
         repeat_interval: Duration = "4h",
         /// The most alerts that one mail shows; of the others it says how many they are.
         group_limit: usize = "20",
-        // smtp: Option<email::SmtpConfig> and webhooks: Named<webhook::WebhookConfig> stand here once merged.
+        /// The relay that takes the mails; without one they wait in the outbox.
+        smtp: Option<super::email::SmtpConfig>,
+        /// Webhooks that are told the same as JSON, by name.
+        webhooks: Named<super::webhook::WebhookConfig> = "{}",
     }
 }
 

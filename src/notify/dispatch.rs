@@ -40,6 +40,9 @@ const MAX_CHANGES: usize = 200;
 /// Asks some probes at once, by name, and returns when the snapshot shows what they found.
 pub type Refresh = Arc<dyn Fn(Vec<String>) -> BoxFuture<'static, ()> + Send + Sync>;
 
+/// Says what changed on the host before a moment that matters to these probes, one line each.
+pub type ChangesBefore = Arc<dyn Fn(&[&str], Timestamp) -> Vec<String> + Send + Sync>;
+
 /// What mutes, as it is now. `app` shares it between the dispatcher, the runner of actions and the control socket;
 /// whoever changes it writes the record and then wakes the dispatcher.
 #[derive(Debug)]
@@ -76,7 +79,7 @@ pub struct Wiring {
     /// Whether systemd is still starting the host; nothing where there is none.
     pub systemd_starting: Arc<dyn Fn() -> Option<bool> + Send + Sync>,
     /// What changed on the host before this moment that matters to these probes, one line each.
-    pub changes: Arc<dyn Fn(&[&str], Timestamp) -> Vec<String> + Send + Sync>,
+    pub changes: ChangesBefore,
     /// Probes once more before a first mail that others depend on.
     pub refresh: Refresh,
     /// Woken when deliveries were queued.

@@ -581,7 +581,7 @@ impl Story<'_> {
         let all: Vec<&Alert> = self.firing.iter().chain(&self.ended).copied().collect();
         let common = |of: fn(&Alert) -> &Labels| {
             let first = all.first().map(|alert| of(alert).clone()).unwrap_or_default();
-            first.without(|name| all.iter().any(|alert| of(alert).get(name) != of(&all[0]).get(name)))
+            first.without(|name| all.iter().any(|alert| of(alert).get(name) != of(all[0]).get(name)))
         };
         let alerts = all.iter().take(MAX_PAYLOAD).map(|alert| {
             let over = !self.firing.iter().any(|firing| firing.fingerprint() == alert.fingerprint());

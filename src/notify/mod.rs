@@ -8,6 +8,9 @@ pub mod message;
 pub mod route;
 
 pub use config::{Mailbox, Mode, NotifyConfig, OneLine};
+pub mod email;
+pub mod outbox;
+pub mod webhook;
 
 use serde::{Deserialize, Serialize};
 

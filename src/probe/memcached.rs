@@ -1,19 +1,341 @@
-//! Asks memcached.
+//! Asks memcached: its counters, and a value through the cache.
+//!
+//! Two connections: one that stays open for `stats`, so that the counters are still seen when no new connection gets
+//! in, and one per run, as the site's own clients connect. Names are those of memcached_exporter; the text protocol is
+//! memcached's `doc/protocol.txt`.
 
-use super::Planned;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::sync::Mutex;
+use tokio::time::Instant;
+
+use super::{Planned, Probe, Recorder, failure_at};
+use crate::client::net::{Endpoint, NetError, Phases, Stream};
+use crate::model::{Failure, Family, Reason};
+
+/// The longest line that is read.
+const MAX_LINE: usize = 8 * 1024;
+
+/// The most bytes that are read of one connection in one run; `stats` gives about 3 KiB.
+const MAX_ANSWERS: usize = 64 * 1024;
+
+/// How long the standing connection may take: it may be dead without saying so, and a new one is tried then.
+const STANDING_LIMIT: Duration = Duration::from_millis(500);
+
+/// How long the canary stays in the cache, in seconds.
+const CANARY_SECONDS: u32 = 60;
+
+static UP: Family = Family::gauge("memcached_up", "Whether memcached answered, and took the canary where there is one");
+static VERSION: Family = Family::gauge("memcached_version", "Always 1; the label is the version of memcached");
+static UPTIME: Family = Family::gauge(
+    "memcached_uptime_seconds",
+    "Seconds since memcached started; a fall is a restart, which empties the cache: resets(memcached_uptime_seconds[10m])",
+);
+static COMMANDS: Family = Family::counter("memcached_commands_total", "Commands by name and status");
+static CANARY: Family = Family::gauge("memcached_canary_duration_seconds", "How long it took to set a value and to read it back");
+static MAX_CONNECTIONS: Family = Family::gauge("memcached_max_connections", "Connections that memcached takes at once");
+
+/// What `stats` gives as one number each, under the exporter's name.
+static PLAIN: &[(&str, Family)] = &[
+    ("time", Family::gauge("memcached_time_seconds", "The server's clock, in seconds since the epoch")),
+    ("curr_connections", Family::gauge("memcached_current_connections", "Open connections")),
+    ("total_connections", Family::counter("memcached_connections_total", "Connections opened since the start")),
+    ("rejected_connections", Family::counter("memcached_connections_rejected_total", "Connections refused because too many were open")),
+    ("conn_yields", Family::counter("memcached_connections_yielded_total", "Times a connection had to let others go first")),
+    ("listen_disabled_num", Family::counter("memcached_connections_listener_disabled_total", "Times memcached stopped to accept connections")),
+    ("accepting_conns", Family::gauge("memcached_accepting_connections", "1 while memcached accepts connections")),
+    ("bytes", Family::gauge("memcached_current_bytes", "Bytes that items use")),
+    ("limit_maxbytes", Family::gauge("memcached_limit_bytes", "Bytes that items may use")),
+    ("curr_items", Family::gauge("memcached_current_items", "Items in the cache")),
+    ("total_items", Family::counter("memcached_items_total", "Items stored since the start")),
+    ("evictions", Family::counter("memcached_items_evicted_total", "Items thrown out before their time to make room")),
+    ("reclaimed", Family::counter("memcached_items_reclaimed_total", "Items stored in the place of expired ones")),
+    ("store_too_large", Family::counter("memcached_item_too_large_total", "Items not stored because they were too large")),
+    ("store_no_memory", Family::counter("memcached_item_no_memory_total", "Items not stored because there was no memory")),
+    ("direct_reclaims", Family::counter("memcached_direct_reclaims_total", "Times a worker had to make room itself")),
+    ("bytes_read", Family::counter("memcached_read_bytes_total", "Bytes read from clients")),
+    ("bytes_written", Family::counter("memcached_written_bytes_total", "Bytes sent to clients")),
+    ("rusage_user", Family::counter("memcached_process_user_cpu_seconds_total", "Processor time in user mode")),
+    ("rusage_system", Family::counter("memcached_process_system_cpu_seconds_total", "Processor time in the kernel")),
+];
 
 crate::config_struct! {
-    /// Asks memcached.
+    /// Asks memcached: its counters, and a value through the cache.
     pub struct MemcachedConfig {
-        /// Where.
-        address: Option<String>,
+        /// Where: `host:port` or `unix:/path`.
+        address: Endpoint,
+        /// Whether a small value (key `proctor:canary:…`, gone after a minute) is set and read back in every run. It
+        /// costs two commands and about 100 bytes of cache; without it nothing is written.
+        canary: bool = "false",
     }
 }
 
-/// Builds the targets.
+/// Builds the one target.
 ///
 /// # Errors
-/// Not built yet.
-pub fn plan(_config: &MemcachedConfig) -> Result<Vec<Planned>, String> {
-    Err("not built yet".to_owned())
+/// None.
+pub fn plan(config: &MemcachedConfig) -> Result<Vec<Planned>, String> {
+    static PLANNED: AtomicU64 = AtomicU64::new(0);
+    // Two that share a cache (two hosts, or `check` beside `serve`) must not read each other's values.
+    let host: String = rustix::system::uname().nodename().to_string_lossy().chars().filter(char::is_ascii_graphic).take(64).collect();
+    let nth = PLANNED.fetch_add(1, Ordering::Relaxed);
+    Ok(Planned::only(Memcached {
+        config: config.clone(),
+        key: format!("proctor:canary:{host}:{}:{nth}", std::process::id()),
+        runs: AtomicU64::new(0),
+        last_uptime: AtomicU64::new(0),
+        standing: Arc::default(),
+    }))
+}
+
+struct Memcached {
+    config: MemcachedConfig,
+    key: String,
+    runs: AtomicU64,
+    last_uptime: AtomicU64,
+    /// Taken out while it is used: a run that is dropped at its deadline closes it and leaves nothing half read.
+    standing: Arc<Mutex<Option<Talk>>>,
+}
+
+impl Probe for Memcached {
+    fn run<'a>(&'a self, rec: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>> {
+        self.ask(rec).boxed()
+    }
+
+    fn up(&self) -> Option<&'static Family> {
+        Some(&UP)
+    }
+}
+
+impl Memcached {
+    async fn ask(&self, rec: &mut Recorder) -> Result<(), Failure> {
+        let address = &self.config.address;
+        let standing = self.standing.lock().await.take();
+        let mut full = None;
+        let mut have_stats = false;
+        if let Some(mut talk) = standing {
+            rec.waiting(Reason::AnswerTimeout, format!("{address}: waiting for the answer to stats"));
+            // An error here is no finding: memcached closes idle connections if it is told to. The new one decides.
+            if let Ok(Ok(stats)) = tokio::time::timeout(STANDING_LIMIT, talk.stats(address)).await {
+                full = self.record(rec, &stats);
+                have_stats = true;
+                *self.standing.lock().await = Some(talk);
+            }
+        }
+        let mut phases = Phases::default();
+        let mut talk = Talk::new(rec.connect(address, &mut phases).await?);
+        if let Some(full) = &full {
+            rec.waiting(Reason::Saturated, format!("{address}: {full}: a new one is not served"));
+        }
+        talk.send(address, "version\r\n").await?;
+        let version = talk.line(address).await?;
+        let Some(version) = version.strip_prefix("VERSION ") else {
+            return Err(unexpected(address, "VERSION", &version));
+        };
+        rec.set_with(&VERSION, &[("version", version)], 1.0);
+        rec.waiting(Reason::AnswerTimeout, format!("{address}: {phases}, then version answered, waiting for the next answer"));
+        if self.config.canary {
+            self.canary(rec, &mut talk).await?;
+        }
+        if have_stats {
+            // Politely: memcached closes, and counts no broken connection. It is not worth a failure if it does not.
+            if let Err(failure) = talk.send(address, "quit\r\n").await {
+                tracing::debug!(%failure, "memcached closed before it was told to");
+            }
+        } else {
+            let stats = talk.stats(address).await?;
+            self.record(rec, &stats);
+            *self.standing.lock().await = Some(talk);
+        }
+        Ok(())
+    }
+
+    /// Records the numbers; returns a sentence if no connection is free.
+    fn record(&self, rec: &mut Recorder, stats: &[(String, String)]) -> Option<String> {
+        let number = |name: &str| stats.iter().find(|(have, _)| have == name).and_then(|(_, value)| value.parse::<f64>().ok());
+        for (name, family) in PLAIN {
+            if let Some(value) = number(name) {
+                rec.set(family, value);
+            }
+        }
+        if let Some(uptime) = number("uptime") {
+            rec.set(&UPTIME, uptime);
+            let last = self.last_uptime.swap(uptime as u64, Ordering::Relaxed);
+            if (uptime as u64) < last {
+                rec.evidence(format!("memcached was restarted {uptime} s ago, which emptied the cache; it had run for {last} s"));
+            }
+        }
+        for command in ["get", "delete", "incr", "decr", "cas", "touch"] {
+            for (status, stat) in [("hit", "hits"), ("miss", "misses")] {
+                if let Some(value) = number(&format!("{command}_{stat}")) {
+                    rec.set_with(&COMMANDS, &[("command", command), ("status", status)], value);
+                }
+            }
+        }
+        let cas: f64 = ["cas_hits", "cas_misses", "cas_badval"].into_iter().filter_map(number).sum();
+        // memcached counts each cas as a set too; the exporter takes them out again.
+        let sets = number("cmd_set").map(|sets| (sets - cas).max(0.0));
+        for (command, status, value) in
+            [("cas", "badval", number("cas_badval")), ("flush", "hit", number("cmd_flush")), ("set", "hit", sets)]
+        {
+            if let Some(value) = value {
+                rec.set_with(&COMMANDS, &[("command", command), ("status", status)], value);
+            }
+        }
+        let (open, most) = (number("curr_connections"), number("max_connections"));
+        if let Some(most) = most {
+            rec.set(&MAX_CONNECTIONS, most);
+        }
+        match (open, most, number("accepting_conns")) {
+            (Some(open), Some(most), _) if open >= most => Some(format!("{open} of {most} connections are open")),
+            (_, _, Some(0.0)) => Some("memcached does not accept connections".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Sets a value that no earlier run has set, and reads it back.
+    async fn canary(&self, rec: &mut Recorder, talk: &mut Talk) -> Result<(), Failure> {
+        let (address, key) = (&self.config.address, &self.key);
+        let value = format!("{}-{}", self.runs.fetch_add(1, Ordering::Relaxed), crate::tasks::now().0);
+        rec.waiting(Reason::AnswerTimeout, format!("{address}: waiting for the answer to the canary"));
+        let begin = Instant::now();
+        talk.send(address, &format!("set {key} 0 {CANARY_SECONDS} {}\r\n{value}\r\n", value.len())).await?;
+        let stored = talk.line(address).await?;
+        match stored.as_str() {
+            "STORED" => {}
+            refused if refused.starts_with("SERVER_ERROR out of memory") || refused == "NOT_STORED" => {
+                return Err(Failure::new(Reason::Blocked, format!("{address}: memcached takes no new value: {refused}")));
+            }
+            other => return Err(unexpected(address, "STORED", other)),
+        }
+        talk.send(address, &format!("get {key}\r\n")).await?;
+        let head = talk.line(address).await?;
+        if head == "END" {
+            let what = format!("{address}: expected the value that was just stored under {key}, found none: it was thrown out at once");
+            return Err(Failure::new(Reason::Mismatch, what));
+        }
+        if head != format!("VALUE {key} 0 {}", value.len()) {
+            return Err(match head.strip_prefix("VALUE ") {
+                Some(_) => Failure::new(Reason::Mismatch, format!("{address}: expected the {} bytes of the canary, found {head:?}", value.len())),
+                None => unexpected(address, "VALUE", &head),
+            });
+        }
+        let found = talk.line(address).await?;
+        if found != value {
+            return Err(Failure::new(Reason::Mismatch, format!("{address}: expected the canary {value:?} back, found {found:?}")));
+        }
+        let end = talk.line(address).await?;
+        if end != "END" {
+            return Err(unexpected(address, "END", &end));
+        }
+        rec.set(&CANARY, begin.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+/// Says what an answer means that is not the expected one.
+fn unexpected(address: &Endpoint, expected: &str, found: &str) -> Failure {
+    let reason = match found {
+        f if f.starts_with("ERROR Too many open connections") => Reason::Saturated,
+        f if f.starts_with("CLIENT_ERROR unauthenticated") || f.starts_with("CLIENT_ERROR authentication") => Reason::Auth,
+        f if f.starts_with("SERVER_ERROR") => Reason::Unavailable,
+        _ => Reason::Protocol,
+    };
+    let found: String = found.chars().take(120).collect();
+    Failure::new(reason, format!("{address}: expected memcached's answer {expected}, found {found:?}"))
+}
+
+/// One connection and what has come over it.
+struct Talk {
+    stream: Stream,
+    buffer: Vec<u8>,
+    /// Bytes that may still come in this run.
+    room: usize,
+}
+
+impl Talk {
+    fn new(stream: Stream) -> Self {
+        Self { stream, buffer: Vec::new(), room: MAX_ANSWERS }
+    }
+
+    async fn send(&mut self, address: &Endpoint, text: &str) -> Result<(), Failure> {
+        self.stream.write_all(text.as_bytes()).await.map_err(|error| failure_at(address, &error.into()))
+    }
+
+    /// Reads one line without its end.
+    async fn line(&mut self, address: &Endpoint) -> Result<String, Failure> {
+        let mut looked_at = 0;
+        loop {
+            if let Some(end) = self.buffer[looked_at..].iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=looked_at + end).collect();
+                let line = line.strip_suffix(b"\r\n").unwrap_or(&line[..line.len() - 1]);
+                return Ok(String::from_utf8_lossy(line).into_owned());
+            }
+            looked_at = self.buffer.len();
+            if looked_at >= MAX_LINE {
+                return Err(failure_at(address, &NetError::TooLarge { limit: MAX_LINE }));
+            }
+            if self.room == 0 {
+                return Err(failure_at(address, &NetError::TooLarge { limit: MAX_ANSWERS }));
+            }
+            let mut chunk = [0u8; 4096];
+            let most = chunk.len().min(self.room).min(MAX_LINE - looked_at);
+            match self.stream.read(&mut chunk[..most]).await {
+                Ok(0) => return Err(failure_at(address, &NetError::Eof { after: looked_at })),
+                Ok(n) => {
+                    self.room -= n;
+                    self.buffer.extend_from_slice(&chunk[..n]);
+                }
+                Err(error) => return Err(failure_at(address, &error.into())),
+            }
+        }
+    }
+
+    /// Asks for `stats`; the answer is bounded by [`MAX_ANSWERS`].
+    async fn stats(&mut self, address: &Endpoint) -> Result<Vec<(String, String)>, Failure> {
+        self.room = MAX_ANSWERS;
+        self.send(address, "stats\r\n").await?;
+        let mut stats = Vec::new();
+        loop {
+            let line = self.line(address).await?;
+            if line == "END" {
+                return Ok(stats);
+            }
+            match line.strip_prefix("STAT ").and_then(|rest| rest.split_once(' ')) {
+                Some((name, value)) => stats.push((name.to_owned(), value.to_owned())),
+                None => return Err(unexpected(address, "STAT", &line)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_the_expected_answer_has_a_reason() {
+        let address = Endpoint::parse("127.0.0.1:11211").expect("is an address");
+        for (found, reason) in [
+            ("ERROR Too many open connections", Reason::Saturated),
+            ("CLIENT_ERROR unauthenticated", Reason::Auth),
+            ("SERVER_ERROR busy", Reason::Unavailable),
+            ("HTTP/1.1 400 Bad Request", Reason::Protocol),
+            ("", Reason::Protocol),
+        ] {
+            assert_eq!(unexpected(&address, "VERSION", found).reason, reason, "{found}");
+        }
+    }
+
+    #[test]
+    fn no_name_is_given_twice() {
+        let names: std::collections::BTreeSet<_> = PLAIN.iter().map(|(_, family)| family.name).collect();
+        assert_eq!(names.len(), PLAIN.len());
+        assert!(PLAIN.iter().all(|(_, f)| f.name.ends_with("_total") == (f.kind == crate::model::Kind::Counter)));
+    }
 }

@@ -37,6 +37,11 @@ pub trait Probe: Send + Sync {
     fn sight(&self) -> Sight {
         Sight::Full
     }
+
+    /// The exporter's own `<x>_up`, set by the scheduler from the outcome.
+    fn up(&self) -> Option<&'static Family> {
+        None
+    }
 }
 
 /// One target that a probe's configuration makes.
@@ -134,8 +139,10 @@ impl Recorder {
     /// # Errors
     /// The failure, with the endpoint in its detail.
     pub async fn connect(&mut self, endpoint: &Endpoint, phases: &mut Phases) -> Result<Stream, Failure> {
+        self.waiting(Reason::Resolve, format!("looking up the name of {endpoint}"));
+        let addresses = net::lookup(endpoint, phases).await.map_err(|error| failure(&error))?;
         self.waiting(Reason::ConnectTimeout, format!("connecting to {endpoint}"));
-        let stream = net::connect(endpoint, phases).await.map_err(|error| failure(&error))?;
+        let stream = net::connect_to(endpoint, &addresses, phases).await.map_err(|error| failure(&error))?;
         self.waiting(Reason::AnswerTimeout, format!("{endpoint}: {phases}, waiting for an answer"));
         Ok(stream)
     }
@@ -211,10 +218,6 @@ kinds! {
     gunicorn: GunicornConfig,
     /// Asks memcached: its counters, and a value through the cache.
     memcached: MemcachedConfig,
-    /// Asks certificates: on disk, as served, and whether both are the same.
-    certificate: CertificateConfig,
-    /// Asks the far end of an ssh tunnel for the database's first bytes.
-    tunnel: TunnelConfig,
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

@@ -5,15 +5,26 @@
 //! everything anew once the disk works again (invariant 3). Each record carries a CRC32, since SQLite does not notice
 //! a flipped bit: a damaged record is dropped, counted and said.
 
-use std::collections::BTreeMap;
+mod sqlite;
+mod writer;
+
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::metrics::Metrics;
 use crate::model::{Alert, Attempt};
+
+/// The most batches that wait for the disk; beyond it everything is written anew once it is free.
+const MAX_WAITING: usize = 256;
+/// The most notices that are kept.
+const MAX_NOTICES: usize = 100;
+/// How long a close waits for the disk.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Where a record is kept: one SQL table each, with the columns `key`, `body` (JSON) and `crc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -150,10 +161,46 @@ pub enum Committed {
     InMemory,
 }
 
+/// What the handles and the writer share.
+#[derive(Debug)]
+struct Shared {
+    rows: Mutex<sqlite::Rows>,
+    /// Set when a batch found no room in the queue: the disk is behind memory.
+    behind: Mutex<bool>,
+    degraded: Mutex<Option<String>>,
+    notices: Mutex<Vec<String>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Shared {
+    fn set_degraded(&self, why: Option<String>) {
+        let mut degraded = self.degraded.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*degraded, &why) {
+            (None, Some(why)) => tracing::error!(why, "the state cannot be written: Proctor goes on from memory and repairs nothing"),
+            (Some(_), None) => tracing::info!("the state is written again, whole"),
+            _ => {}
+        }
+        self.metrics.state_degraded.set(i64::from(why.is_some()));
+        *degraded = why;
+    }
+
+    fn note(&self, dropped: u64, notices: impl IntoIterator<Item = String>) {
+        self.metrics.state_records_dropped.inc_by(dropped);
+        let mut kept = self.notices.lock().unwrap_or_else(PoisonError::into_inner);
+        for notice in notices {
+            tracing::error!("{notice}");
+            if kept.len() < MAX_NOTICES {
+                kept.push(notice);
+            }
+        }
+    }
+}
+
 /// The state. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Store {
-    rows: Arc<Mutex<BTreeMap<(Table, String), String>>>,
+    shared: Arc<Shared>,
+    jobs: Arc<Mutex<Option<SyncSender<writer::Job>>>>,
 }
 
 impl Store {
@@ -164,47 +211,105 @@ impl Store {
     /// # Errors
     /// See [`StoreError`].
     pub fn open(path: Option<&Path>, metrics: Arc<Metrics>) -> Result<Self, StoreError> {
-        drop((path, metrics));
-        Ok(Self { rows: Arc::default() })
+        let shared = Arc::new(Shared {
+            rows: Mutex::default(),
+            behind: Mutex::default(),
+            degraded: Mutex::default(),
+            notices: Mutex::default(),
+            metrics,
+        });
+        let Some(path) = path else { return Ok(Self { shared, jobs: Arc::default() }) };
+        if path.exists() && !path.is_file() {
+            let found = if path.is_dir() { "a folder" } else { "a device, FIFO or socket" };
+            return Err(StoreError::NotAFile { path: path.to_owned(), found });
+        }
+        // The folder may have to be made before there is a place for the lock; a failure shows when opening.
+        if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
+            use std::os::unix::fs::DirBuilderExt;
+            drop(std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder));
+        }
+        let lock = writer::take_lock(path)?;
+        let (disk, loaded) = sqlite::open(path)?;
+        *shared.rows.lock().unwrap_or_else(PoisonError::into_inner) = loaded.rows;
+        shared.note(loaded.dropped, loaded.notices);
+        if disk.is_none() {
+            shared.set_degraded(Some(loaded.failure.unwrap_or_else(|| "the file cannot be opened".to_owned())));
+        }
+        let (jobs, waiting) = sync_channel(MAX_WAITING);
+        let (path, shares) = (path.to_owned(), shared.clone());
+        let writer = std::thread::Builder::new().name("store".to_owned());
+        let started = writer.spawn(move || writer::run(&path, disk, lock, &shares, &waiting));
+        if let Err(error) = started {
+            shared.set_degraded(Some(format!("no thread can be started: {error}")));
+        }
+        Ok(Self { shared, jobs: Arc::new(Mutex::new(Some(jobs))) })
     }
 
     /// Returns all records of a kind, by key. One that cannot be decoded is dropped, counted and noted.
     pub fn all<R: Record>(&self) -> Vec<R> {
-        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
-        rows.iter()
-            .filter(|((table, key), _)| *table == R::TABLE && key.starts_with(R::PREFIX))
-            .filter_map(|(_, body)| serde_json::from_str(body).ok())
-            .collect()
+        let mut rows = self.shared.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut wrong = Vec::new();
+        let begin = (R::TABLE, R::PREFIX.to_owned());
+        let kind = rows.range(begin..).take_while(|((table, key), _)| *table == R::TABLE && key.starts_with(R::PREFIX));
+        let records =
+            kind.filter_map(|(key, body)| serde_json::from_str(body).map_err(|error| wrong.push((key.clone(), error))).ok()).collect();
+        for (key, _) in &wrong {
+            rows.remove(key);
+        }
+        drop(rows);
+        if !wrong.is_empty() {
+            let told = wrong.iter().map(|((table, key), error)| {
+                format!("A record of the state was not understood and left out ({} {key}: {error}).", table.name())
+            });
+            self.shared.note(wrong.len() as u64, told);
+        }
+        records
     }
 
     /// Returns the record under a key.
     pub fn get<R: Record>(&self, key: &str) -> Option<R> {
-        let rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        let rows = self.shared.rows.lock().unwrap_or_else(PoisonError::into_inner);
         serde_json::from_str(rows.get(&(R::TABLE, key.to_owned()))?).ok()
     }
 
     /// Applies a batch to memory at once, then to the disk in one transaction, and says what became of it.
     pub async fn commit(&self, batch: Batch) -> Committed {
-        let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
-        for (table, key, body) in batch.0 {
-            match body {
-                Some(body) => rows.insert((table, key), body),
-                None => rows.remove(&(table, key)),
-            };
+        let (answer, committed) = tokio::sync::oneshot::channel();
+        {
+            // Memory and queue change under one lock, so that the disk sees batches in the order of memory.
+            let mut rows = self.shared.rows.lock().unwrap_or_else(PoisonError::into_inner);
+            for (table, key, body) in &batch.0 {
+                match body {
+                    Some(body) => drop(rows.insert((*table, key.clone()), body.clone())),
+                    None => drop(rows.remove(&(*table, key.clone()))),
+                }
+            }
+            let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+            let Some(jobs) = &*jobs else { return Committed::InMemory };
+            if jobs.try_send(writer::Job::Apply(batch.0, answer)).is_err() {
+                *self.shared.behind.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                return Committed::InMemory;
+            }
         }
-        Committed::InMemory
+        committed.await.unwrap_or(Committed::InMemory)
     }
 
     /// Says why the state is not written, while it is not. A store without a path is never degraded.
     pub fn degraded(&self) -> Option<String> {
-        None
+        self.shared.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns what was lost or set aside since the start, as lines for a mail; at most 100.
     pub fn notices(&self) -> Vec<String> {
-        Vec::new()
+        self.shared.notices.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes what waits and closes the file; blocks at most 5 s. After that commits reach memory only.
-    pub fn close(&self) {}
+    pub fn close(&self) {
+        let Some(jobs) = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let (done, closed) = sync_channel(1);
+        if jobs.send(writer::Job::Close(done)).is_ok() && closed.recv_timeout(CLOSE_WITHIN).is_err() {
+            tracing::error!("the disk did not take the state in time");
+        }
+    }
 }

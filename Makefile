@@ -1,0 +1,29 @@
+# The two commands of the README, and what developers run.
+
+CARGO ?= cargo
+export PROCTOR_STACK ?= /tmp/proctor-stack
+
+.PHONY: run test lint promtool3-verdicts
+
+## Builds Proctor and starts it with nothing configured: it looks at the host and watches what it finds.
+run:
+	$(CARGO) build --release --locked
+	target/release/proctor serve
+
+## Installs what the tests need, starts it, runs everything a change needs, and stops it.
+test:
+	tests/stack/stack install
+	@set -e; trap 'tests/stack/stack stop' EXIT; tests/stack/stack start; \
+	REQUIRE_SERVICES=1 $(CARGO) test --locked
+
+lint:
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
+
+## Asks promtool of Prometheus 3 about every PromQL case and writes its verdicts down (about 5 minutes the first time).
+promtool3-verdicts:
+	mkdir -p target/promtool3 && cd target/promtool3 && { test -f go.mod || go mod init x; } && \
+	  GOFLAGS=-p=1 go get -tool github.com/prometheus/prometheus/cmd/promtool@v0.314.0 && \
+	  go build -o promtool3 github.com/prometheus/prometheus/cmd/promtool
+	PROMTOOL3=$(CURDIR)/target/promtool3/promtool3 $(CARGO) test --test it promql::corpus::promtool_3

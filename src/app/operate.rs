@@ -1,0 +1,209 @@
+//! Carries out what comes over the control socket: reload, silences, holds.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::App;
+use crate::client::net::chain;
+use crate::model::duration::{print, print_measured};
+use crate::model::labels::fnv1a;
+use crate::model::{Matcher, Timestamp};
+use crate::mute::hold::{Hold, HoldKind, Holds};
+use crate::mute::silence::{Draft, Silence, Silences};
+use crate::store::{Batch, Committed, Record};
+use crate::tasks;
+use crate::web::control::{Command, Peer, Reply};
+
+/// The most characters of a list that is answered.
+const MAX_LIST: usize = 60_000;
+/// A hold whose command was not heard of for this long has ended: its `proctor hold run` was killed.
+const COMMAND_SILENT: Duration = Duration::from_secs(30);
+
+impl App {
+    /// Carries a command out; what is changed is stored before the answer.
+    pub(super) async fn carry(&self, command: Command, peer: Peer) -> Result<Reply, String> {
+        let now = tasks::now();
+        let by = user_name(peer.uid);
+        match command {
+            Command::Reload {} => self.reload().await.map(|()| Reply::text("reloaded")).map_err(|error| chain(&error)),
+            Command::SilenceAdd { matchers, for_ms, comment } => {
+                let matchers =
+                    matchers.iter().map(|text| Matcher::parse(text).map_err(|error| error.to_string())).collect::<Result<_, _>>()?;
+                let ends_at = now + Duration::from_millis(for_ms);
+                let draft = Draft { id: None, matchers, starts_at: now, ends_at, created_by: by, comment };
+                let written = Silences::new(self.store.all()).set(draft, self.fresh_id(now), now).map_err(|error| error.to_string())?;
+                let Some(silence) = written.last() else { return Err("nothing was written".to_owned()) };
+                let note = self.write(&written).await;
+                let length = print(silence.ends_at.since(now));
+                Ok(Reply {
+                    id: Some(silence.id.clone()),
+                    text: format!("silence {} for {length}, until {}{note}", silence.id, silence.ends_at),
+                })
+            }
+            Command::SilenceList {} => {
+                let silences = Silences::new(self.store.all());
+                let rows = silences.all().filter(|silence| now < silence.ends_at).map(|silence| {
+                    let matchers: Vec<String> = silence.matchers.iter().map(ToString::to_string).collect();
+                    format!(
+                        "{}  {}  until {}  {}  by {}: {}",
+                        silence.id,
+                        silence.state(now),
+                        silence.ends_at,
+                        matchers.join(" "),
+                        silence.created_by,
+                        silence.comment
+                    )
+                });
+                Ok(list(rows, "no silence is pending or active"))
+            }
+            Command::SilenceExpire { id } => {
+                let silence = Silences::new(self.store.all()).expire(&id, now).map_err(|error| error.to_string())?;
+                let note = self.write(&[silence]).await;
+                Ok(Reply::text(format!("silence {id} is over{note}")))
+            }
+            Command::Hold { for_ms, reason } => {
+                let mut holds = Holds::new(self.store.all());
+                let hold = holds
+                    .hold_for(self.fresh_id(now), Duration::from_millis(for_ms), &by, &reason, now)
+                    .map_err(|error| error.to_string())?;
+                self.answer_hold(hold, now).await
+            }
+            Command::HoldRun { command } => {
+                let mut holds = Holds::new(self.store.all());
+                let hold = holds.hold_command(self.fresh_id(now), &command, &by, "", now).map_err(|error| error.to_string())?;
+                self.heard_of(&hold.id, now);
+                self.answer_hold(hold, now).await
+            }
+            Command::HoldRenew { id } => {
+                self.heard_of(&id, now);
+                Ok(Reply::text("held"))
+            }
+            Command::HoldEnd { id: Some(id) } => {
+                let mut holds = Holds::new(self.store.all());
+                let is_command = holds.active(now).iter().any(|hold| hold.id == id && matches!(hold.kind, HoldKind::Command { .. }));
+                let ended = if is_command { holds.command_ended(&id, now) } else { holds.end(&id, now) };
+                let hold = ended.map_err(|error| error.to_string())?;
+                let rest = hold.until.since(now);
+                let note = self.write(&[hold]).await;
+                Ok(Reply::text(if rest.is_zero() {
+                    format!("the hold is over{note}")
+                } else {
+                    format!("the hold ends in {}{note}", print(rest))
+                }))
+            }
+            Command::HoldEnd { id: None } => {
+                let mut holds = Holds::new(self.store.all());
+                let ids: Vec<String> = holds.active(now).iter().map(|hold| hold.id.clone()).collect();
+                let ended: Vec<Hold> = ids.iter().filter_map(|id| holds.end(id, now).ok()).collect();
+                let note = self.write(&ended).await;
+                Ok(Reply::text(format!("{} holds are over{note}", ended.len())))
+            }
+            Command::HoldList {} => {
+                let holds = Holds::new(self.store.all());
+                let rows = holds.active(now).into_iter().map(|hold| {
+                    let what = match &hold.kind {
+                        HoldKind::Timed => "for a time".to_owned(),
+                        HoldKind::Command { line } => format!("while {line:?} runs"),
+                    };
+                    format!("{}  {what}, {} more at most  by {}: {}", hold.id, print_measured(hold.until.since(now)), hold.by, hold.reason)
+                });
+                Ok(list(rows.collect::<Vec<_>>().into_iter(), "nothing is held"))
+            }
+        }
+    }
+
+    /// Ends the holds whose command was not heard of: its `proctor hold run` was killed.
+    pub(super) async fn end_silent_holds(&self) {
+        let now = tasks::now();
+        let mut holds = Holds::new(self.store.all());
+        let running: Vec<String> = holds
+            .active(now)
+            .into_iter()
+            .filter(|hold| matches!(hold.kind, HoldKind::Command { .. }) && hold.command_ended_at.is_none())
+            .map(|hold| hold.id.clone())
+            .collect();
+        let mut ended = Vec::new();
+        {
+            let mut heard = self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            heard.retain(|id, _| running.contains(id));
+            for id in running {
+                // A hold from before our own restart has its time from now on.
+                let last = *heard.entry(id.clone()).or_insert(now);
+                if now.since(last) > COMMAND_SILENT {
+                    ended.extend(holds.command_ended(&id, now).ok());
+                }
+            }
+        }
+        if !ended.is_empty() {
+            tracing::warn!("a hold ends: its command was not heard of for {}", print(COMMAND_SILENT));
+            self.write(&ended).await;
+        }
+    }
+
+    fn heard_of(&self, hold: &str, now: Timestamp) {
+        let mut heard: std::sync::MutexGuard<'_, BTreeMap<String, Timestamp>> =
+            self.heard.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        heard.insert(hold.to_owned(), now);
+    }
+
+    async fn answer_hold(&self, hold: Hold, now: Timestamp) -> Result<Reply, String> {
+        let (id, length) = (hold.id.clone(), print(hold.until.since(now)));
+        let note = self.write(&[hold]).await;
+        Ok(Reply {
+            text: format!("held for {length} at most: nothing is mailed, nothing is done{note}; `proctor hold end {id}` ends it"),
+            id: Some(id),
+        })
+    }
+
+    /// Writes records; returns what to add to the answer where the disk did not take them.
+    async fn write<R: Record>(&self, records: &[R]) -> &'static str {
+        let mut batch = Batch::new();
+        records.iter().for_each(|record| batch.put(record));
+        let committed = self.store.commit(batch).await;
+        self.mutes_changed();
+        match committed {
+            Committed::Durable => "",
+            Committed::InMemory => " (in memory only: the state cannot be written now)",
+        }
+    }
+
+    /// Makes an id of eight digits that no silence and no hold has.
+    fn fresh_id(&self, now: Timestamp) -> String {
+        let taken: Vec<String> = self
+            .store
+            .all::<Silence>()
+            .into_iter()
+            .map(|silence| silence.id)
+            .chain(self.store.all::<Hold>().into_iter().map(|hold| hold.id))
+            .collect();
+        let id = |n: u32| format!("{:08x}", fnv1a([now.0.to_le_bytes().as_slice(), &n.to_le_bytes()]) >> 32);
+        (0..).map(id).find(|id| !taken.contains(id)).unwrap_or_default()
+    }
+}
+
+/// Puts rows under one another, as many as fit.
+fn list(rows: impl Iterator<Item = String>, none: &str) -> Reply {
+    let mut text = String::new();
+    for row in rows {
+        if text.len() + row.len() > MAX_LIST {
+            text.push_str("… and more\n");
+            break;
+        }
+        // Writing to a String cannot fail.
+        let written = writeln!(text, "{row}");
+        debug_assert!(written.is_ok());
+    }
+    Reply::text(if text.is_empty() { none.to_owned() } else { text.trim_end().to_owned() })
+}
+
+/// Returns the name of a user in `/etc/passwd`, else the number.
+fn user_name(uid: u32) -> String {
+    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let name = users.lines().find_map(|line| {
+        let mut fields = line.split(':');
+        let name = fields.next()?;
+        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+    });
+    name.unwrap_or_else(|| format!("uid {uid}"))
+}

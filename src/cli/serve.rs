@@ -1,0 +1,76 @@
+//! `proctor serve`: runs until it is told to stop; SIGHUP loads the configuration anew.
+
+use std::error::Error;
+
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use super::Exit;
+use crate::app::{App, Loaded, Source};
+
+pub(super) fn run(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
+    let filter = EnvFilter::try_from_env("PROCTOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).with_target(false).init();
+    super::runtime()?.block_on(serve(source))
+}
+
+async fn serve(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
+    // Before anything is started: a signal that comes meanwhile is not lost.
+    let (mut term, mut int, mut hup) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?, signal(SignalKind::hangup())?);
+    let app = App::start(source).await?;
+    say_what_is_watched(&app.loaded());
+    if let Some(address) = app.web_address() {
+        tracing::info!("serving http://{address}/ and http://{address}/metrics");
+    }
+    notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        tokio::select! {
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            _ = hup.recv() => {
+                // What is wrong with it was logged; the old configuration stays in force.
+                if app.reload().await.is_ok() {
+                    say_what_is_watched(&app.loaded());
+                }
+            }
+        }
+    }
+    tracing::info!("stopping");
+    notify(&[sd_notify::NotifyState::Stopping]);
+    let stuck = tokio::select! {
+        stuck = app.stop() => stuck,
+        _ = term.recv() => vec!["a second signal: not waiting any longer".to_owned()],
+        _ = int.recv() => vec!["a second signal: not waiting any longer".to_owned()],
+    };
+    for task in &stuck {
+        tracing::error!(task, "did not stop in time");
+    }
+    Ok(if stuck.is_empty() { Exit::Well } else { Exit::Failed })
+}
+
+/// Tells systemd, where it listens; a container or a shell has none.
+fn notify(states: &[sd_notify::NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "systemd was not told");
+    }
+}
+
+fn say_what_is_watched(loaded: &Loaded) {
+    let Some(found) = &loaded.found else {
+        tracing::info!("watching {} probes", loaded.config.probes.0.len());
+        return;
+    };
+    tracing::info!("no configuration: looked at this host; it is watched by looking only, and nobody is mailed");
+    for line in &found.watched {
+        tracing::info!("watching {line}");
+    }
+    for line in &found.left_out {
+        tracing::info!("not watched: {line}");
+    }
+    if found.watched.is_empty() {
+        tracing::warn!(
+            "nothing was found that is known here. Try: start memcached or a tunnel (ssh -L) and look again, or write /etc/proctor/proctor.yml (see deploy/proctor.example.yml) and name what to ask"
+        );
+    }
+}

@@ -1,0 +1,193 @@
+//! Asks gunicorn: whether a worker answers, and how long the queue in front of them is.
+//!
+//! While every worker is busy, `connect()` still succeeds at once: the kernel queues the connection. So a worker is asked
+//! for a page, any answer of which means that it lives, and the kernel for the queue.
+
+mod sock_diag;
+
+use std::io;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+
+use super::http::{Host, failure_of, record_answer, record_connect};
+use super::{Planned, Probe, Recorder, failure};
+use crate::client::http::{self, HttpError, Request, Seen};
+use crate::client::net::{self, Endpoint};
+use crate::model::{Failure, Family, Reason, Sight};
+use sock_diag::Queue;
+
+static UP: Family = Family::gauge("gunicorn_up", "Whether a worker of gunicorn answers");
+static QUEUE: Family = Family::gauge("gunicorn_accept_queue", "Connections that no worker has taken yet, before Proctor's own");
+static QUEUE_MAX: Family = Family::gauge("gunicorn_accept_queue_max", "Connections that may wait for a worker");
+
+/// The most bytes of the page that are read; a larger one is an answer too.
+const MAX_BODY: usize = 1 << 20;
+
+/// How often the kernel is asked for the queue while the answer does not come.
+const LOOK: Duration = Duration::from_millis(200);
+
+crate::config_struct! {
+    /// Asks gunicorn: whether a worker answers, and how long the queue in front of them is. Any answer means that it
+    /// lives, an error too: whether a page works, an `http` probe asks.
+    pub struct GunicornConfig {
+        /// Where it listens, as its `--bind`: `127.0.0.1:8000` or `unix:/run/gunicorn.sock`.
+        listen: Endpoint,
+        /// The site's own name, one of Django's `ALLOWED_HOSTS`: for every other one Django mails ADMINS.
+        host_header: Host,
+        /// The page: a light one. Django mails ADMINS if this page fails, so best one that needs no database.
+        path: String = "/",
+        /// What the site's proxy sends as `X-Forwarded-Proto`, so that the site does not redirect to itself.
+        forwarded_proto: String = "https",
+    }
+}
+
+/// Builds the one target.
+///
+/// # Errors
+/// A path that is none, a `forwarded_proto` that is neither `http` nor `https`.
+pub fn plan(config: &GunicornConfig) -> Result<Vec<Planned>, String> {
+    let url = config.host_header.url(&config.path).map_err(|why| format!("path: {why}"))?;
+    if !matches!(config.forwarded_proto.as_str(), "http" | "https") {
+        return Err(format!("forwarded_proto: expected http or https, found {:?}", config.forwarded_proto));
+    }
+    let request = Request::get(url).at(config.listen.clone()).header("x-forwarded-proto", &config.forwarded_proto);
+    Ok(Planned::only(Gunicorn { listen: config.listen.clone(), request }))
+}
+
+struct Gunicorn {
+    listen: Endpoint,
+    request: Request,
+}
+
+impl Gunicorn {
+    /// Looks at the queue.
+    fn queue(&self, addresses: &[std::net::SocketAddr]) -> io::Result<Option<Queue>> {
+        if let Endpoint::Unix(path) = &self.listen {
+            return sock_diag::unix(path);
+        }
+        for address in addresses {
+            if let Some(queue) = sock_diag::tcp(*address)? {
+                return Ok(Some(queue));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Records the queue, or why it cannot be seen.
+    fn record_queue(&self, rec: &mut Recorder, queue: &io::Result<Option<Queue>>) {
+        let listen = self.listen.to_string();
+        let partial = |remedy: &str, why: String| Sight::Partial {
+            missing: format!("the accept queue of {listen}{why}"),
+            remedy: remedy.to_owned(),
+        };
+        match queue {
+            Ok(Some(queue)) => {
+                rec.set_with(&QUEUE, &[("listen", &listen)], f64::from(queue.waiting));
+                rec.set_with(&QUEUE_MAX, &[("listen", &listen)], f64::from(queue.max));
+            }
+            Ok(None) => rec.sight(partial(
+                "run Proctor in the network namespace of gunicorn (docker: network_mode), or go without",
+                ": nobody listens there in this network namespace".to_owned(),
+            )),
+            Err(error) => rec.sight(partial(
+                "add AF_NETLINK to RestrictAddressFamilies= of Proctor's unit, or modprobe tcp_diag unix_diag",
+                format!(": {error}"),
+            )),
+        }
+    }
+
+    async fn ask(&self, rec: &mut Recorder) -> Result<(), Failure> {
+        let listen = &self.listen;
+        let mut seen = Seen::default();
+        rec.waiting(Reason::Resolve, format!("looking up the name of {listen}"));
+        let addresses = net::lookup(listen, &mut seen.net).await.map_err(|error| failure(&error))?;
+        // Before connecting: the probe's own place in the queue is no load of the site's.
+        let before = self.queue(&addresses);
+        match &before {
+            Ok(Some(queue)) if queue.waiting > queue.max => {
+                rec.waiting(Reason::Saturated, format!("connecting to {listen}: {}", full(*queue)));
+            }
+            _ => rec.waiting(Reason::ConnectTimeout, format!("connecting to {listen}")),
+        }
+        let listens = !matches!(before, Ok(None));
+        if listens {
+            self.record_queue(rec, &before);
+        }
+        let connected = net::connect_to(listen, &addresses, &mut seen.net).await;
+        record_connect(rec, &seen);
+        let stream = connected.map_err(|error| match (error.reason(), &before) {
+            (Reason::Saturated, Ok(Some(queue))) => {
+                Failure::new(Reason::Saturated, format!("cannot connect to {listen}: {}", full(*queue)))
+            }
+            _ => failure(&error),
+        })?;
+        if !listens {
+            // Somebody took the connection, and the kernel does not show who: not dead, but elsewhere.
+            self.record_queue(rec, &before);
+        }
+        let connected = format!("{listen}: {}", seen.net);
+        let url = &self.request.url;
+        let no_answer = format!("{connected}, a worker took the request {url}, waiting for its answer");
+        rec.waiting(Reason::AnswerTimeout, no_answer.clone());
+        let answer = {
+            let mut exchange = std::pin::pin!(http::exchange(stream, &self.request, MAX_BODY, &mut seen));
+            loop {
+                tokio::select! {
+                    answer = &mut exchange => break answer,
+                    () = tokio::time::sleep(LOOK) => match self.queue(&addresses) {
+                        Ok(Some(queue)) if queue.waiting > 0 => rec.waiting(Reason::Saturated, format!("{connected}, but {}", busy(queue))),
+                        Ok(_) => rec.waiting(Reason::AnswerTimeout, no_answer.clone()),
+                        Err(_) => rec.waiting(Reason::AnswerTimeout, format!("{connected}, waiting for the answer to {url}")),
+                    },
+                }
+            }
+        };
+        record_answer(rec, url, &seen, answer.as_ref().ok());
+        match answer {
+            // The head of an answer is a worker that lives, whatever becomes of the body.
+            Err(error) if seen.status.is_none() || matches!(error, HttpError::Request { .. }) => Err(failure_of(listen, &error)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn full(queue: Queue) -> String {
+    format!("its accept queue is full, {} of {} places are in use: all workers are busy or stand still", queue.waiting, queue.max)
+}
+
+fn busy(queue: Queue) -> String {
+    format!(
+        "no worker took the request: {} of {} places of the accept queue are in use, Proctor's own among them: all workers are busy or stand still",
+        queue.waiting, queue.max
+    )
+}
+
+impl Probe for Gunicorn {
+    fn run<'a>(&'a self, rec: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>> {
+        self.ask(rec).boxed()
+    }
+
+    fn up(&self) -> Option<&'static Family> {
+        Some(&UP)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::decode::from_text;
+
+    #[test]
+    fn a_configuration_needs_the_sites_own_name() {
+        let config = |text: &str| from_text::<GunicornConfig>("f", text);
+        let problems = config("listen: 127.0.0.1:8000").expect_err("has no host");
+        assert!(problems[0].message.contains("key \"host_header\" is missing"), "{}", problems[0]);
+        for text in ["path: x", "path: \"/a b\"", "forwarded_proto: ftp"] {
+            let config = config(&format!("listen: unix:/run/g.sock\nhost_header: a.example\n{text}")).expect(text);
+            assert!(plan(&config).is_err(), "{text}");
+        }
+        assert!(config("listen: '8000'\nhost_header: a").is_err());
+    }
+}

@@ -1,0 +1,256 @@
+//! The accept queue of a listening socket, asked of the kernel over netlink (`sock_diag(7)`), as `ss -ltn` does.
+//!
+//! It needs no right at all, but `AF_NETLINK` (`RestrictAddressFamilies=` of a unit) and the same network namespace.
+
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with};
+
+/// `SOCK_DIAG_BY_FAMILY` (linux/sock_diag.h).
+const BY_FAMILY: u16 = 20;
+/// `NLMSG_ERROR` and `NLMSG_DONE` (linux/netlink.h).
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// `NLM_F_REQUEST | NLM_F_DUMP`.
+const DUMP: u16 = 0x1 | 0x300;
+/// The mask of states that holds only `TCP_LISTEN`.
+const LISTEN: u32 = 1 << 10;
+/// `AF_UNIX`, `AF_INET`, `AF_INET6`, and `IPPROTO_TCP`.
+const UNIX: u8 = 1;
+const INET: u8 = 2;
+const INET6: u8 = 10;
+const TCP: u8 = 6;
+/// The kernel fills at most 32 KiB at a time.
+const CHUNK: usize = 32 * 1024;
+/// The most chunks that are read: about 20,000 sockets.
+const CHUNKS: usize = 64;
+
+/// The queue of connections that no process has accepted yet.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Queue {
+    /// How many wait.
+    pub(super) waiting: u32,
+    /// How many may wait; one more than that fits before the kernel turns newcomers away.
+    pub(super) max: u32,
+}
+
+/// Returns the accept queue of whoever would take a connection to `address`: the sum where several share the port
+/// (`SO_REUSEPORT`), nothing where nobody listens in this network namespace.
+///
+/// # Errors
+/// What the kernel says, such as `EAFNOSUPPORT` without `AF_NETLINK` or `ENOENT` without the module `tcp_diag`.
+pub(super) fn tcp(address: SocketAddr) -> io::Result<Option<Queue>> {
+    let families: &[u8] = if address.is_ipv4() { &[INET, INET6] } else { &[INET6] };
+    for family in families {
+        let mut listeners = Vec::new();
+        dump(&inet_request(*family, address.port()), |row| listeners.extend(inet_row(row)))?;
+        // As the kernel chooses: the exact address wins over the wildcard.
+        for wanted in [address.ip(), wildcard(*family)] {
+            let mut fitting = listeners.iter().filter(|(ip, _)| *ip == wanted.to_canonical()).map(|(_, queue)| queue).peekable();
+            if fitting.peek().is_some() {
+                let add = |sum: Queue, one: &Queue| Queue { waiting: sum.waiting + one.waiting, max: sum.max + one.max };
+                return Ok(Some(fitting.fold(Queue::default(), add)));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the accept queue of the socket that is bound to `path`, nothing where there is none.
+///
+/// # Errors
+/// As [`tcp`]; the module is `unix_diag`.
+pub(super) fn unix(path: &Path) -> io::Result<Option<Queue>> {
+    let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let wanted = real(path);
+    // Where a socket was unlinked and another bound in its place, the newer one, whose inode is larger, is the one
+    // that a connection reaches.
+    let mut found: Option<(u32, Queue)> = None;
+    dump(&unix_request(), |row| {
+        if let Some((inode, name, queue)) = unix_row(row)
+            && name.file_name() == path.file_name().or(wanted.file_name())
+            && (name == wanted || real(name) == wanted)
+            && found.is_none_or(|(newest, _)| newest < inode)
+        {
+            found = Some((inode, queue));
+        }
+    })?;
+    Ok(found.map(|(_, queue)| queue))
+}
+
+const fn wildcard(family: u8) -> IpAddr {
+    if family == INET { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) }
+}
+
+/// `struct inet_diag_req_v2` (linux/inet_diag.h): listening TCP sockets with this local port.
+fn inet_request(family: u8, port: u16) -> Vec<u8> {
+    let mut request = vec![family, TCP, 0, 0];
+    request.extend(LISTEN.to_ne_bytes());
+    request.extend(port.to_be_bytes());
+    request.resize(56, 0);
+    request
+}
+
+/// `struct inet_diag_msg`: the local address and the queue.
+fn inet_row(row: &[u8]) -> Option<(IpAddr, Queue)> {
+    let ip = match *row.first()? {
+        INET => IpAddr::from(<[u8; 4]>::try_from(row.get(8..12)?).ok()?),
+        INET6 => IpAddr::from(<[u8; 16]>::try_from(row.get(8..24)?).ok()?).to_canonical(),
+        _ => return None,
+    };
+    Some((ip, Queue { waiting: u32_at(row, 56)?, max: u32_at(row, 60)? }))
+}
+
+/// `struct unix_diag_req` (linux/unix_diag.h): listening sockets with name and queue.
+fn unix_request() -> Vec<u8> {
+    /// `UDIAG_SHOW_NAME | UDIAG_SHOW_RQLEN`.
+    const SHOW: u32 = 0x1 | 0x10;
+    let mut request = vec![UNIX, 0, 0, 0];
+    for word in [LISTEN, 0, SHOW, 0, 0] {
+        request.extend(word.to_ne_bytes());
+    }
+    request
+}
+
+/// `struct unix_diag_msg` and its attributes: inode, path and queue; nothing for an abstract or unnamed socket.
+fn unix_row(row: &[u8]) -> Option<(u32, &Path, Queue)> {
+    use std::os::unix::ffi::OsStrExt;
+    /// `UNIX_DIAG_NAME` and `UNIX_DIAG_RQLEN`.
+    const NAME: u16 = 0;
+    const RQLEN: u16 = 4;
+    let (mut name, mut queue) = (None, None);
+    let mut rest = row.get(16..)?;
+    while let Some(attribute) = rest.get(..usize::from(u16_at(rest, 0)?)).filter(|attribute| attribute.len() >= 4) {
+        let value = &attribute[4..];
+        match u16_at(attribute, 2)? {
+            NAME => name = value.split(|byte| *byte == 0).next(),
+            RQLEN => queue = Some(Queue { waiting: u32_at(value, 0)?, max: u32_at(value, 4)? }),
+            _ => {}
+        }
+        match rest.get(attribute.len().next_multiple_of(4)..) {
+            Some(more) if !more.is_empty() => rest = more,
+            _ => break,
+        }
+    }
+    let name = name.filter(|name| !name.is_empty())?;
+    Some((u32_at(row, 4)?, Path::new(std::ffi::OsStr::from_bytes(name)), queue?))
+}
+
+/// Sends one dump request and hands on the rows of the reply.
+fn dump(request: &[u8], mut row: impl FnMut(&[u8])) -> io::Result<()> {
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        // The kernel writes the reply while it takes the request and while we read: there is nothing to wait for.
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(netlink::SOCK_DIAG),
+    )?;
+    let mut message = Vec::with_capacity(16 + request.len());
+    message.extend((16 + request.len() as u32).to_ne_bytes());
+    message.extend(BY_FAMILY.to_ne_bytes());
+    message.extend(DUMP.to_ne_bytes());
+    message.extend([1u32, 0].map(u32::to_ne_bytes).concat());
+    message.extend(request);
+    // Without an address a netlink socket sends to the kernel.
+    send(&socket, &message, SendFlags::empty())?;
+    let mut buffer = vec![0u8; CHUNK];
+    for _ in 0..CHUNKS {
+        let (length, _) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
+        if reply(&buffer[..length], &mut row)? {
+            return Ok(());
+        }
+    }
+    Err(io::Error::other("the kernel's list of sockets is too long"))
+}
+
+/// Reads one chunk of netlink messages; says whether it was the last.
+fn reply(mut rest: &[u8], row: &mut impl FnMut(&[u8])) -> io::Result<bool> {
+    let torn = || io::Error::new(io::ErrorKind::InvalidData, "the kernel's answer is torn");
+    while !rest.is_empty() {
+        let length = u32_at(rest, 0).and_then(|length| usize::try_from(length).ok()).ok_or_else(torn)?;
+        let body = rest.get(16..length).ok_or_else(torn)?;
+        match u16_at(rest, 4).ok_or_else(torn)? {
+            DONE => return Ok(true),
+            ERROR => {
+                let errno = u32_at(body, 0).ok_or_else(torn)?.cast_signed();
+                return Err(io::Error::from_raw_os_error(errno.wrapping_neg()));
+            }
+            BY_FAMILY => row(body),
+            _ => {}
+        }
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    bytes.get(at..at + 2)?.try_into().ok().map(u16::from_ne_bytes)
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, TcpStream};
+    use std::os::unix::net::{UnixListener, UnixStream};
+
+    #[test]
+    fn the_queue_of_a_port_counts_who_waits_whatever_address_it_listens_on() {
+        for (listen, ask) in [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("[::]", "127.0.0.1"), ("[::1]", "[::1]"), ("[::]", "[::1]")] {
+            let Ok(listener) = TcpListener::bind(format!("{listen}:0")) else { continue };
+            let address: SocketAddr = format!("{ask}:{}", listener.local_addr().unwrap().port()).parse().unwrap();
+            let empty = tcp(address).unwrap().unwrap_or_else(|| panic!("{listen} listens for {ask}"));
+            assert_eq!(empty.waiting, 0, "{listen} asked as {ask}");
+            assert!(empty.max >= 128, "{empty:?}");
+            let clients = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
+            assert_eq!(tcp(address).unwrap(), Some(Queue { waiting: 2, max: empty.max }));
+            drop((clients, listener));
+            assert_eq!(tcp(address).unwrap(), None);
+        }
+    }
+
+    #[test]
+    fn the_queue_of_a_socket_in_the_file_system_is_found_through_links_and_after_a_rebind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("app.sock");
+        let old = UnixListener::bind(&path).unwrap();
+        let waits_at_old = UnixStream::connect(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        let clients = [UnixStream::connect(&path).unwrap(), UnixStream::connect(&path).unwrap()];
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(folder.path(), &link).unwrap();
+        for name in [path.clone(), link.join("app.sock")] {
+            assert_eq!(unix(&name).unwrap().map(|queue| queue.waiting), Some(2), "{}", name.display());
+        }
+        drop((clients, listener, old, waits_at_old));
+        assert_eq!(unix(&path).unwrap(), None);
+    }
+
+    #[test]
+    fn a_torn_answer_is_an_error_and_never_a_panic() {
+        let mut whole = Vec::new();
+        for (kind, body) in [(BY_FAMILY, vec![INET; 72]), (DONE, vec![0; 4])] {
+            whole.extend((16 + body.len() as u32).to_ne_bytes());
+            whole.extend(kind.to_ne_bytes());
+            whole.extend([0; 10]);
+            whole.extend(body);
+        }
+        for length in 0..whole.len() {
+            let mut rows = 0;
+            let end = reply(&whole[..length], &mut |row| rows += usize::from(inet_row(row).is_some()));
+            assert!(!matches!(end, Ok(true)), "cut at {length}");
+        }
+        for length in 0..90 {
+            inet_row(&[INET6; 90][..length]);
+            unix_row(&[1; 90][..length]);
+            unix_row(&vec![4; 90][..length]);
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Our own accept loop: `axum::serve` has neither a limit on connections nor one on the time that headers may take.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use futures_util::future::BoxFuture;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+
+use super::control::Peer;
+use crate::metrics::Metrics;
+use crate::tasks::Tasks;
+
+/// The most connections at once; the next one is closed at once.
+pub(super) const MAX_CONNECTIONS: usize = 512;
+/// The time that the request's headers may take: a slow client is closed.
+const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// The time that a connection may live: Prometheus reconnects without a word, a client that never reads is gone.
+const CONNECTION_WITHIN: Duration = Duration::from_secs(600);
+/// The largest head of a request.
+const MAX_HEAD: usize = 16 * 1024;
+/// How long to wait when no file descriptor is left.
+const NO_DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
+
+/// Something that accepts connections.
+pub(super) trait Accept: Send + 'static {
+    /// The connection.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+    /// Waits for the next one; `Peer` is who it is, where the kernel says so.
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, Option<Peer>)>>;
+}
+
+pub(super) struct Tcp(pub(super) TcpListener);
+pub(super) struct Unix(pub(super) UnixListener);
+
+impl Accept for Tcp {
+    type Stream = tokio::net::TcpStream;
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, Option<Peer>)>> {
+        Box::pin(async {
+            let (stream, _) = self.0.accept().await?;
+            // The answer is one write: Nagle's algorithm would only delay its last packet.
+            stream.set_nodelay(true)?;
+            Ok((stream, None))
+        })
+    }
+}
+
+impl Accept for Unix {
+    type Stream = tokio::net::UnixStream;
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, Option<Peer>)>> {
+        Box::pin(async {
+            let (stream, _) = self.0.accept().await?;
+            let peer = stream.peer_cred()?;
+            Ok((stream, Some(Peer { uid: peer.uid() })))
+        })
+    }
+}
+
+/// Serves until the tasks are stopped; requests under way may then end within a second.
+pub(super) async fn serve(listener: impl Accept, router: Router, metrics: Arc<Metrics>, tasks: Tasks) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let stop = tasks.token();
+    let connections = Tasks::new();
+    loop {
+        let Some(accepted) = stop.run_until_cancelled(listener.accept()).await else { break };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            // Out of file descriptors, or a connection that died at once: neither may end or spin the loop.
+            Err(error) => {
+                tracing::debug!(%error, "a connection was not accepted");
+                tokio::time::sleep(NO_DESCRIPTORS_PAUSE).await;
+                continue;
+            }
+        };
+        let Ok(permit) = permits.clone().try_acquire_owned() else {
+            metrics.http_connections_refused.inc();
+            continue;
+        };
+        metrics.http_connections.inc();
+        let (router, metrics) = (router.clone(), metrics.clone());
+        let stop = connections.token();
+        connections.spawn("web connection", async move {
+            let router = match peer {
+                Some(peer) => router.layer(axum::Extension(peer)),
+                None => router,
+            };
+            let mut http = hyper::server::conn::http1::Builder::new();
+            http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_buf_size(MAX_HEAD);
+            let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+            let mut connection = std::pin::pin!(connection);
+            let served = tokio::time::timeout(CONNECTION_WITHIN, async {
+                tokio::select! {
+                    served = connection.as_mut() => served,
+                    () = stop.cancelled() => {
+                        connection.as_mut().graceful_shutdown();
+                        connection.await
+                    }
+                }
+            });
+            if let Ok(Err(error)) = served.await {
+                tracing::debug!(%error, "a connection broke");
+            }
+            metrics.http_connections.dec();
+            drop(permit);
+        });
+    }
+    connections.stop(Duration::from_secs(1)).await;
+}
