@@ -47,7 +47,7 @@ impl Bench {
         let metrics = Arc::new(Metrics::new());
         let wiring = Wiring {
             alerts: AlertTable::default(),
-            snapshot: Snapshot::default(),
+            snapshot: Snapshot::new(metrics.clone()),
             store: Store::open(None, metrics.clone()).expect("opens in memory"),
             metrics,
             mutes: Arc::new(Mutex::new(Mutes {
@@ -132,18 +132,24 @@ impl Bench {
         loop {
             let next = self.dispatcher.flush(self.now).await;
             if self.now >= at(seconds) {
-                return self.mailed();
+                return self.mailed().await;
             }
             self.now = next.max(self.now + Duration::from_millis(10)).min(at(seconds));
         }
     }
 
     /// Returns what was mailed since the last time, once for all recipients; each must have got the same.
-    fn mailed(&mut self) -> Vec<Message> {
-        let mut fresh: Vec<Delivery> = self.wiring.store.all::<Delivery>().into_iter().filter(|d| !self.seen.contains(&d.id)).collect();
+    async fn mailed(&mut self) -> Vec<Message> {
+        let mut fresh: Vec<Delivery> = self.wiring.store.all();
         // Of one flush, alerts come first: their ids begin with a number.
         fresh.sort_by_key(|delivery| delivery.queued_at);
-        self.seen.extend(fresh.iter().map(|delivery| delivery.id.clone()));
+        // As the outbox does once they are delivered.
+        let mut batch = Batch::new();
+        for delivery in &fresh {
+            assert!(self.seen.insert(delivery.id.clone()), "an id is used twice: {}", delivery.id);
+            batch.remove::<Delivery>(&delivery.id);
+        }
+        self.wiring.store.commit(batch).await;
         let mut messages: Vec<Message> = Vec::new();
         for delivery in &fresh {
             if !messages.iter().any(|message| message.message_id == delivery.message.message_id) {
@@ -316,7 +322,6 @@ async fn alerts_of_one_probe_share_a_mail_and_newcomers_wait_for_group_interval(
     let reminder = bench.until(3600 * 5).await;
     assert_eq!(reminder.len(), 1);
     assert!(reminder[0].text.starts_with("FIRING, still: 3 alerts on web"), "{}", reminder[0].text);
-    assert!(bench.wiring.store.all::<Delivery>().iter().any(|delivery| delivery.weight == crate::notify::Weight::Reminder));
     for name in ["Down", "Slow"] {
         bench.end(name, "web");
     }
@@ -597,7 +602,6 @@ async fn what_is_over_is_forgotten_after_120_hours() {
     bench.wiring.alerts.replace_rule("g/Down/web", Vec::new());
     bench.until(121 * 3600).await;
     assert!(bench.wiring.store.all::<Notified>().is_empty());
-    assert_eq!(bench.mailed().len(), 0);
 }
 
 #[tokio::test]
@@ -610,6 +614,30 @@ async fn regrouping_does_not_tell_again_what_was_told() {
     assert!(bench.until(600).await.is_empty());
     bench.end("Down", "web");
     assert_eq!(heads(&bench.until(700).await), ["RESOLVED Down"]);
+}
+
+#[tokio::test]
+async fn while_the_state_cannot_be_written_every_mail_says_so() {
+    let mut bench = Bench::plain();
+    let nowhere = std::path::Path::new("/proc/self/state.db");
+    bench.wiring.store = Store::open(Some(nowhere), bench.wiring.metrics.clone()).expect("opens degraded");
+    bench.restart();
+    bench.fire("Down", "web");
+    let mails = bench.until(60).await;
+    assert!(heads(&mails).contains(&"FIRING Down".to_owned()), "{:?}", heads(&mails));
+    assert!(mails.iter().all(|mail| mail.text.contains("Its state cannot be written")), "{mails:?}");
+    bench.end("Down", "web");
+    let end = bench.until(600).await;
+    assert_eq!(heads(&end), ["RESOLVED Down"]);
+    assert!(end[0].text.contains("Its state cannot be written"));
+}
+
+#[tokio::test]
+async fn a_restart_does_not_begin_the_first_look_anew() {
+    let mut bench = Bench::new(CONFIG, "{}", &[]);
+    bench.until(10).await;
+    let kept = bench.wiring.store.get::<mute::FirstLook>(mute::FirstLook::KEY).expect("was written");
+    assert_eq!((kept.began_at, kept.done_at), (at(0), None));
 }
 
 #[tokio::test]
