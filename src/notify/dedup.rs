@@ -405,7 +405,7 @@ mod tests {
         let quiet = told(&["a"], 100).map(|entry| Notified { quiet: true, ..entry });
         // Defaults: group_wait 5, resolve_wait 15, group_interval 300, repeat_interval 14400. Muted alerts end in "!".
         #[rustfmt::skip]
-        let table: Vec<(&str, Option<Notified>, Vec<Alert>, i64, Verdict)> = vec![
+        let table = [
             ("nothing told, nothing fires",           None, vec![], 1000, none),
             ("pending is not told",                   None, vec![is("a", PENDING, 990)], 1000, none),
             ("over before it was told",               None, vec![is("a", OVER, 990)], 1000, none),

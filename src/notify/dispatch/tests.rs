@@ -215,7 +215,7 @@ async fn an_ordinary_incident_that_is_repaired_gives_exactly_two_mails_in_one_th
     assert_eq!(second.subject, first.subject);
     assert_eq!((&first.in_reply_to, first.references.len()), (&None, 0));
     assert_eq!(second.in_reply_to.as_ref(), Some(&first.message_id));
-    assert_eq!(second.references, [first.message_id.clone()]);
+    assert_eq!(second.references, std::slice::from_ref(&first.message_id));
     assert!(first.message_id.ends_with("@example.org") && first.message_id != second.message_id);
     assert!(second.text.contains("RESOLVED") && second.text.contains("repaired"));
     assert!((first.important, second.important) == (true, false));
