@@ -51,7 +51,7 @@ impl Digest {
     pub fn mail(&mut self, voice: &Voice, headline: &str, now: Timestamp) {
         self.mails += 1;
         if self.told.len() < MAX_LINES {
-            self.told.push(format!("{} {}", voice.moment(now), line(headline, 200)));
+            self.told.push(format!("* {} {}", voice.moment(now), line(headline, 200)));
         }
     }
 
@@ -66,7 +66,7 @@ impl Digest {
             self.attempts.push(attempt.id.clone());
             self.acts += u64::from(attempt.outcome == Outcome::Observed);
             let (at, action) = (voice.moment(attempt.started_at), line(&attempt.action, 80));
-            self.done.push(format!("{at} {action}: {}", line(&attempt.detail, 200)));
+            self.done.push(format!("* {at} {action}: {}", line(&attempt.detail, 200)));
         }
         self.attempts.len() > before
     }
@@ -75,8 +75,8 @@ impl Digest {
     pub fn letter(&self, now: Timestamp) -> Letter {
         let span = duration::print_measured(now.since(self.since));
         let sections = vec![
-            Section::fixed("Would have been mailed", shown(&self.told, self.mails)),
-            Section::fixed("Would have been done, or was", shown(&self.done, self.done.len() as u64)),
+            Section::prose("Would have been mailed", shown(&self.told, self.mails)),
+            Section::prose("Would have been done, or was", shown(&self.done, self.done.len() as u64)),
             Section::prose(
                 "What to do now",
                 ["This is all that is sent while notify.mode is observe. With notify.mode: send, each of these is mailed as it comes."
@@ -84,7 +84,7 @@ impl Digest {
             ),
         ];
         let headline = format!("OBSERVED: in the last {span}, would have mailed {}, would have restarted {}", self.mails, self.acts);
-        Letter { state: "OBSERVED".to_owned(), headline, sections, footer: Vec::new() }
+        Letter { state: "OBSERVED".to_owned(), headline, sections }
     }
 }
 
@@ -118,7 +118,7 @@ pub fn first_look(voice: &Voice, targets: &[Latest], needs: impl Fn(&str) -> Vec
         _ => "From now on you are mailed when something changes; what is listed here is not mailed again as long as it stays so.",
     };
     let sections = vec![Section::prose("Not well", lines), Section::prose("What happens now", [next.to_owned()])];
-    Letter { state: "FIRST LOOK".to_owned(), headline, sections, footer: Vec::new() }
+    Letter { state: "FIRST LOOK".to_owned(), headline, sections }
 }
 
 /// Writes that the maintenance was forgotten.
@@ -136,7 +136,7 @@ pub fn overdue(voice: &Voice, since: Timestamp, file: &Path, now: Timestamp) -> 
         ),
     ];
     let headline = format!("MAINTENANCE OVERDUE: {file} has been there for {lasted}");
-    Letter { state: "MAINTENANCE OVERDUE".to_owned(), headline, sections, footer: Vec::new() }
+    Letter { state: "MAINTENANCE OVERDUE".to_owned(), headline, sections }
 }
 
 /// Writes what the state has lost or set aside.
@@ -147,7 +147,7 @@ pub fn notices(notices: &[String]) -> Letter {
         Section::prose("What happened to its state", lines),
         Section::prose("What to do now", ["Look at the disk and at Proctor's log. Proctor goes on.".to_owned()]),
     ];
-    Letter { state: "PROCTOR".to_owned(), headline, sections, footer: Vec::new() }
+    Letter { state: "PROCTOR".to_owned(), headline, sections }
 }
 
 /// Writes one mail about many groups.
@@ -168,5 +168,5 @@ pub fn summary(voice: &Voice, stories: &[Story<'_>]) -> Letter {
         stories.iter().find_map(|story| story.degraded.as_deref()).map(super::message::degraded).into_iter().collect();
     sections.push(Section::prose("What it is", lines));
     sections.push(Section::prose("Please note", [note.to_owned()]));
-    Letter { state: state.to_owned(), headline, sections, footer: Vec::new() }
+    Letter { state: state.to_owned(), headline, sections }
 }

@@ -245,8 +245,9 @@ pub fn needs_update<'a>(
             standing.given_up.extend(gave_up(alert).filter(|_| !seen.muted && alert.is_firing()).filter(untold).map(|a| a.id.clone()));
         }
     }
+    let here: BTreeSet<String> = seen.iter().map(|seen| seen.alert.fingerprint().to_string()).collect();
     for (fingerprint, alert) in entry.into_iter().flat_map(|entry| &entry.firing) {
-        if !seen.iter().any(|seen| seen.alert.fingerprint().to_string() == *fingerprint) {
+        if !here.contains(fingerprint) {
             let gone_at = gone(fingerprint);
             if due.passed(gone_at + GONE_AFTER) {
                 standing.ended.push(alert);
@@ -341,4 +342,135 @@ pub fn damping(changes: usize, unit: Duration) -> Duration {
     // Each FIRING and its end are two changes.
     let doublings = u32::try_from(over / 2).unwrap_or(u32::MAX).min(16);
     unit.saturating_mul(1 << doublings).min(MAX_DAMPING)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::decode::from_text;
+    use crate::notify::testing::alert;
+
+    const FIRING: AlertState = AlertState::Firing;
+    const PENDING: AlertState = AlertState::Pending;
+    const OVER: AlertState = AlertState::Inactive;
+
+    fn attempted(outcome: Outcome) -> Attempt {
+        Attempt {
+            id: "1".into(),
+            action: "restart".into(),
+            target: "x".into(),
+            episode: String::new(),
+            started_at: Timestamp(0),
+            finished_at: None,
+            outcome,
+            detail: String::new(),
+            output: String::new(),
+        }
+    }
+
+    /// An alert that fired, or ended, at this second.
+    fn is(name: &str, state: AlertState, second: i64) -> Alert {
+        let mut alert = alert(name, "web", if state == OVER { second - 50 } else { second });
+        alert.state = state;
+        alert.resolved_at = (state == OVER).then_some(Timestamp::from_secs(second));
+        alert
+    }
+
+    fn with(alert: Alert, outcome: Outcome) -> Alert {
+        Alert { attempts: vec![attempted(outcome)], ..alert }
+    }
+
+    /// What was told at this second as firing.
+    fn told(names: &[&str], second: i64) -> Option<Notified> {
+        let alerts: Vec<Alert> = names.iter().map(|name| is(name, FIRING, second - 5)).collect();
+        let standing = Standing { fresh: alerts.iter().collect(), ..Standing::default() };
+        Some(Notified::default().told(&standing, Timestamp::from_secs(second)))
+    }
+
+    /// The beginning told at 100, the end at this second.
+    fn told_end(second: i64) -> Option<Notified> {
+        let over = is("a", OVER, second - 15);
+        let standing = Standing { ended: vec![&over], seen: [over.episode()].into(), ..Standing::default() };
+        told(&["a"], 100).map(|entry| entry.told(&standing, Timestamp::from_secs(second)))
+    }
+
+    #[test]
+    fn a_group_is_told_exactly_when_people_believe_something_else() {
+        use Reason::{First, NeedsHuman, NewInGroup, Reminder, RepairedAtOnce, Resolved, SomeResolved};
+        let config = from_text("f", "admins: [a@x]").expect("is right");
+        let route = Route::of(&config, []);
+        let send = Verdict::Send;
+        let wait = |second| Verdict::Wait(Timestamp::from_secs(second));
+        let none = Verdict::Nothing;
+        let quiet = told(&["a"], 100).map(|entry| Notified { quiet: true, ..entry });
+        // Defaults: group_wait 5, resolve_wait 15, group_interval 300, repeat_interval 14400. Muted alerts end in "!".
+        #[rustfmt::skip]
+        let table = [
+            ("nothing told, nothing fires",           None, vec![], 1000, none),
+            ("pending is not told",                   None, vec![is("a", PENDING, 990)], 1000, none),
+            ("over before it was told",               None, vec![is("a", OVER, 990)], 1000, none),
+            ("waits for more of its group",           None, vec![is("a", FIRING, 998)], 1000, wait(1003)),
+            ("group_wait is over",                    None, vec![is("a", FIRING, 995)], 1000, send(First)),
+            ("old already, such as after a restart",  None, vec![is("a", FIRING, 10)], 1000, send(First)),
+            ("the oldest of a group decides",         None, vec![is("a", FIRING, 995), is("b", FIRING, 999)], 1000, send(First)),
+            ("muted",                                 None, vec![is("a!", FIRING, 10)], 1000, none),
+            ("one muted, one not",                    None, vec![is("a!", FIRING, 10), is("b", FIRING, 998)], 1000, wait(1003)),
+            ("a repair begins",                       None, vec![with(is("a", FIRING, 999), Outcome::Running)], 1000, send(First)),
+            ("only observed: no hurry",               None, vec![with(is("a", FIRING, 999), Outcome::Observed)], 1000, wait(1004)),
+            ("repaired before it was told",           None, vec![with(is("a", OVER, 999), Outcome::Repaired)], 1000, send(RepairedAtOnce)),
+            ("still being verified",                  None, vec![with(is("a", OVER, 999), Outcome::Running)], 1000, wait(1599)),
+            ("still so",                              told(&["a"], 900), vec![is("a", FIRING, 895)], 1000, wait(900 + 14400)),
+            ("reminder",                              told(&["a"], 100), vec![is("a", FIRING, 95)], 14500, send(Reminder)),
+            ("no reminder while muted",               told(&["a!"], 100), vec![is("a!", FIRING, 95)], 14500, none),
+            ("no reminder of the first look",         quiet.clone(), vec![is("a", FIRING, 95)], 14500, none),
+            ("the end of the first look's",           quiet, vec![is("a", OVER, 14000)], 14500, send(Resolved)),
+            ("an end waits whether it lasts",         told(&["a"], 900), vec![is("a", OVER, 990)], 1000, wait(1005)),
+            ("the end",                               told(&["a"], 900), vec![is("a", OVER, 985)], 1000, send(Resolved)),
+            ("the end, muted meanwhile",              told(&["a!"], 900), vec![is("a!", OVER, 985)], 1000, send(Resolved)),
+            ("the end while a repair is verified",    told(&["a"], 900), vec![with(is("a", OVER, 985), Outcome::Running)], 1000, wait(985 + 600)),
+            ("the end, never verified",               told(&["a"], 900), vec![with(is("a", OVER, 985), Outcome::Running)], 1585, send(Resolved)),
+            ("the end, repaired",                     told(&["a"], 900), vec![with(is("a", OVER, 985), Outcome::Repaired)], 1000, send(Resolved)),
+            ("back before its end was told",          told(&["a"], 900), vec![is("a", FIRING, 985)], 1000, wait(900 + 14400)),
+            ("coming back",                           told(&["a"], 900), vec![is("a", PENDING, 985)], 1000, none),
+            ("gone from the table just now",          told(&["a"], 900), vec![], 1000, wait(1010)),
+            ("gone for a minute",                     told(&["a"], 900), vec![], 1010, send(Resolved)),
+            ("more in the group, too early",          told(&["a"], 900), vec![is("a", FIRING, 895), is("b", FIRING, 950)], 1000, wait(1200)),
+            ("more in the group",                     told(&["a"], 900), vec![is("a", FIRING, 895), is("b", FIRING, 950)], 1200, send(NewInGroup)),
+            ("one over, one not, too early",          told(&["a", "b"], 900), vec![is("a", FIRING, 895), is("b", OVER, 950)], 1000, wait(1200)),
+            ("one over, one not",                     told(&["a", "b"], 900), vec![is("a", FIRING, 895), is("b", OVER, 950)], 1200, send(SomeResolved)),
+            ("given up",                              told(&["a"], 900), vec![with(is("a", FIRING, 895), Outcome::Refused)], 1000, send(NeedsHuman)),
+            ("given up, muted",                       told(&["a!"], 900), vec![with(is("a!", FIRING, 895), Outcome::Refused)], 1000, none),
+            ("a failed attempt is no mail",           told(&["a"], 900), vec![with(is("a", FIRING, 895), Outcome::Failed)], 1000, wait(900 + 14400)),
+            ("its end was told",                      told_end(1000), vec![is("a", OVER, 985)], 1010, none),
+            ("its end with a repair was told",        told_end(1000), vec![with(is("a", OVER, 985), Outcome::Repaired)], 1010, none),
+            ("fires again",                           told_end(1000), vec![is("a", FIRING, 1005)], 1010, send(First)),
+        ];
+        for (what, entry, alerts, now, expected) in table {
+            let muted = |alert: &Alert| alert.name().ends_with('!');
+            let seen: Vec<Seen<'_>> = alerts.iter().map(|alert| Seen { alert, muted: muted(alert), not_before: Timestamp(0) }).collect();
+            let now = Timestamp::from_secs(now);
+            let (verdict, _) = needs_update(entry.as_ref(), &seen, |_| Timestamp::from_secs(950), &route, now);
+            assert_eq!(verdict, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn an_alert_that_is_held_off_waits_and_does_not_hold_off_others() {
+        let config = from_text("f", "admins: [a@x]").expect("is right");
+        let (flapping, other) = (is("a", FIRING, 990), is("b", FIRING, 990));
+        let now = Timestamp::from_secs(1000);
+        let held = Seen { alert: &flapping, muted: false, not_before: Timestamp::from_secs(1200) };
+        let (verdict, _) = needs_update(None, &[held], |_| now, &Route::of(&config, []), now);
+        assert_eq!(verdict, Verdict::Wait(Timestamp::from_secs(1200)));
+        let free = Seen { alert: &other, muted: false, not_before: Timestamp(0) };
+        let (verdict, standing) = needs_update(None, &[held, free], |_| now, &Route::of(&config, []), now);
+        assert_eq!((verdict, standing.fresh), (Verdict::Send(Reason::First), vec![&other]));
+    }
+
+    #[test]
+    fn damping_doubles_with_every_pair_of_changes_up_to_an_hour() {
+        let unit = Duration::from_secs(300);
+        let minutes: Vec<u64> = [0, 3, 4, 5, 6, 8, 10, 12, 200].map(|changes| damping(changes, unit).as_secs() / 60).into();
+        assert_eq!(minutes, [0, 0, 5, 5, 10, 20, 40, 60, 60]);
+    }
 }

@@ -29,6 +29,8 @@ use crate::store::{Batch, Record, Store};
 
 /// How long a flush waits for the probes that it asks once more.
 const PROBE_WAIT: Duration = Duration::from_secs(10);
+/// The longest that a child waits after its parent came back: its own probe and rule must see it first.
+const AFTER_PARENT: Duration = Duration::from_secs(120);
 /// The most probes that it asks at once.
 const MAX_PROBED: usize = 50;
 /// The table is read again after this time, whatever happens: while something waits, and else.
@@ -171,6 +173,7 @@ pub struct Dispatcher {
     said: Said,
     digest: Option<Digest>,
     noticed: BTreeSet<String>,
+    first_look_kept: bool,
     /// Told as firing, and since when missing from the table.
     gone: BTreeMap<String, Timestamp>,
     /// Episodes before whose first mail the probes around were asked once more.
@@ -200,6 +203,7 @@ impl Dispatcher {
             said,
             digest,
             noticed: BTreeSet::new(),
+            first_look_kept: false,
             gone: BTreeMap::new(),
             probed: BTreeSet::new(),
             changes: BTreeMap::new(),
@@ -269,6 +273,7 @@ impl Dispatcher {
         if let Some(until) = [mutes.silences.next_change(now), mutes.holds.until(now)].into_iter().flatten().min() {
             plan.at(until);
         }
+        self.keep_first_look(&mutes.startup, &mut plan);
         self.notices(&mut plan, &scene);
         self.overdue(&maintenance, &mut plan, &scene);
         let quiet_site = maintenance.mutes() || mutes.holds.until(now).is_some();
@@ -324,7 +329,7 @@ impl Dispatcher {
                 None => {
                     if let (Some(until @ None), Some(probe)) = (self.behind.get_mut(&fingerprint), alert.probe()) {
                         let alone = self.wiring.depends.failing_ancestors(probe, scene.failing).is_empty();
-                        *until = Some(if alone { now + (self.wiring.patience)(probe) } else { now });
+                        *until = Some(if alone { now + (self.wiring.patience)(probe).min(AFTER_PARENT) } else { now });
                     }
                 }
                 Some(_) => {}

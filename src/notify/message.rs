@@ -94,8 +94,12 @@ fn lines(text: &str) -> Vec<String> {
     text.lines().map(|part| line(part, MAX_ANNOTATION)).filter(|part| !part.is_empty()).take(40).collect()
 }
 
+/// Says whether a character turns the direction of a line, breaks it, or cannot be seen. All are below U+10000.
+fn turns(c: char) -> bool {
+    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
 fn clean(text: &str) -> String {
-    let turns = |c| matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}');
     text.chars().take(MAX_ANNOTATION).map(|c| if c.is_control() || turns(c) { ' ' } else { c }).collect()
 }
 
@@ -146,8 +150,6 @@ pub struct Letter {
     pub headline: String,
     /// The parts; empty ones are left out.
     pub sections: Vec<Section>,
-    /// The last lines.
-    pub footer: Vec<String>,
 }
 
 #[derive(Template)]
@@ -160,19 +162,20 @@ pub struct Letter {
 {% if section.fixed %}<pre style="margin:0;padding:6px;background:#f4f4f4;white-space:pre-wrap">{% for line in section.lines %}{{ line }}
 {% endfor %}</pre>
 {% else %}{% for line in section.lines %}<p style="margin:2px 0">{{ line }}</p>
-{% endfor %}{% endif %}{% endfor %}<p style="margin-top:16px;color:#888;font-size:12px">{% for line in letter.footer %}{{ line }}<br>
+{% endfor %}{% endif %}{% endfor %}<p style="margin-top:16px;color:#888;font-size:12px">{% for line in footer %}{{ line }}<br>
 {% endfor %}</p>
 </body></html>
 "#
 )]
 struct Html<'a> {
     letter: &'a Letter,
+    footer: &'a [String],
     color: &'static str,
 }
 
 impl Letter {
     /// Writes the text part.
-    pub fn text(&self) -> String {
+    fn text(&self, footer: &[String]) -> String {
         let mut text = wrap(&self.headline, WIDTH, "").join("\n") + "\n";
         for section in &self.sections {
             text.push_str(&format!("\n{}\n", section.title));
@@ -186,18 +189,18 @@ impl Letter {
         }
         // What stands behind this line is a signature to mail programs.
         text.push_str("\n-- \n");
-        self.footer.iter().for_each(|line| text.push_str(&format!("{line}\n")));
+        footer.iter().for_each(|line| text.push_str(&format!("{line}\n")));
         text
     }
 
     /// Writes the HTML part.
-    pub fn html(&self) -> String {
+    fn html(&self, footer: &[String]) -> String {
         let color = match self.state.as_str() {
             "FIRING" | "NEEDS HUMAN" => "#c0392b",
             "RESOLVED" | "REPAIRED" => "#27ae60",
             _ => "#2c6fbb",
         };
-        Html { letter: self, color }.render().unwrap_or_else(|error| {
+        Html { letter: self, footer, color }.render().unwrap_or_else(|error| {
             // Writing to a String cannot fail; if it did, the text part still says all.
             tracing::error!(%error, "the HTML part of a mail cannot be written");
             String::new()
@@ -208,8 +211,7 @@ impl Letter {
     pub fn message(mut self, voice: &Voice, head: Head<'_>) -> Message {
         self.sections.retain(|section| !section.lines.is_empty());
         let signature = format!("Proctor {} watches {}", env!("CARGO_PKG_VERSION"), voice.site);
-        self.footer.push(signature);
-        self.footer.extend(voice.external_url.clone());
+        let footer: Vec<String> = [Some(signature), voice.external_url.clone()].into_iter().flatten().collect();
         let thread = head.thread;
         let mut references = Vec::new();
         for id in [&thread.root, &thread.last] {
@@ -231,8 +233,8 @@ impl Letter {
             in_reply_to: references.first().cloned(),
             references,
             subject: head.subject,
-            text: self.text(),
-            html: self.html(),
+            text: self.text(&footer),
+            html: self.html(&footer),
             headers: headers.map(|(name, value)| ((*name).to_owned(), line(value, 200))).collect(),
             important: head.severity == "critical" && ["FIRING", "NEEDS HUMAN"].contains(&self.state.as_str()),
             payload: head.payload,
@@ -343,9 +345,15 @@ fn value(value: f64) -> String {
     if text.contains(['e', 'N', 'i']) { text } else { text.trim_end_matches('0').to_owned() }
 }
 
+/// Writes how long something lasted, in whole seconds and at least one.
+fn span(lasted: Duration) -> String {
+    let whole = Duration::from_secs(lasted.as_secs().max(1));
+    if whole.as_secs() < 60 { duration::print(whole) } else { duration::print_measured(whole) }
+}
+
 /// How long an alert lasted, or has lasted.
 fn lasted(alert: &Alert, now: Timestamp) -> String {
-    duration::print_measured(Duration::from_secs(alert.resolved_at.unwrap_or(now).since(alert.active_at).as_secs().max(1)))
+    span(alert.resolved_at.unwrap_or(now).since(alert.active_at))
 }
 
 /// Writes the subject of an episode: `[CourSys] [critical] MemcachedDown cache (coursys)`.
@@ -366,8 +374,18 @@ fn quoted(name: &str, value: &str) -> String {
     if !value.is_empty() && value.chars().all(plain) {
         return format!("{name}={value}");
     }
-    // JSON's escapes are what the matcher reads; a shell's single quotes keep all but the single quote.
-    format!("'{name}={}'", serde_json::Value::from(value).to_string().replace('\'', r"'\''"))
+    // JSON's escapes are what the matcher reads, also for what would turn the line around; a shell's single quotes keep
+    // all but the single quote.
+    let json: String = serde_json::Value::from(value).to_string().chars().map(escaped).collect();
+    format!("'{name}={json}'")
+}
+
+fn escaped(c: char) -> String {
+    match c {
+        '\'' => r"'\''".to_owned(),
+        c if c.is_control() || turns(c) => format!("\\u{:04x}", u32::from(c)),
+        c => c.to_string(),
+    }
 }
 
 impl Story<'_> {
@@ -402,7 +420,7 @@ impl Story<'_> {
         };
         let since = alerts.iter().map(|alert| alert.active_at).min().unwrap_or(self.now);
         let hour = voice.hour(since, self.now);
-        let ago = duration::print_measured(Duration::from_secs(self.now.since(since).as_secs().max(1)));
+        let ago = span(self.now.since(since));
         let worth = if alerts.len() == 1 { format!(", value {}", value(first.value)) } else { String::new() };
         let repaired = alerts.iter().flat_map(|alert| &alert.attempts).find(|attempt| attempt.outcome == Outcome::Repaired);
         match (self.state(), repaired) {
@@ -462,8 +480,9 @@ impl Story<'_> {
             sections.push(Section::fixed("To be told nothing about it for 2 hours", [self.silence()]));
         }
         sections.push(Section::prose("Please note", self.notes.iter().map(|note| line(note, 500))));
-        let next = self.next.filter(|_| !over).map(|next| format!("Next reminder: {}, if it still fires then.", voice.moment(next)));
-        Letter { state: self.state().to_owned(), headline: self.headline(voice), sections, footer: next.into_iter().collect() }
+        let next = self.next.filter(|_| !over).map(|next| format!("A reminder on {} if it still fires then.", voice.moment(next)));
+        sections.push(Section::prose("Next mail", next));
+        Letter { state: self.state().to_owned(), headline: self.headline(voice), sections }
     }
 
     /// What an alert says of itself.

@@ -81,6 +81,13 @@ impl Dispatcher {
         }
     }
 
+    /// Writes down when the first look began, so that a restart does not begin it anew.
+    pub(super) fn keep_first_look(&mut self, startup: &Startup, plan: &mut Plan) {
+        if !std::mem::replace(&mut self.first_look_kept, true) {
+            plan.batch.put(startup.record());
+        }
+    }
+
     /// The one mail of the first look: what is wrong then counts as told, and is mailed again only when it changes. What a
     /// failing parent breaks is left to the parent.
     pub(super) fn first_look(&mut self, startup: &mut Startup, alerts: &[Alert], targets: &[Latest], plan: &mut Plan, scene: &Scene<'_>) {
