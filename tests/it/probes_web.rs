@@ -382,6 +382,12 @@ async fn an_nginx_that_is_frozen_or_dead_is_told_apart_and_its_way_back_is_seen(
     nginx.process.signal("CONT");
     well(&ask_target(&yaml, Some("status"), Duration::from_secs(5)).await);
     nginx.process.kill();
+    // The kernel resets what was in its queue while the socket dies: only then is the port closed.
+    eventually("the port is closed", Duration::from_secs(5), async || {
+        let refused = tokio::net::TcpStream::connect(("127.0.0.1", nginx.http)).await.err()?;
+        (refused.kind() == std::io::ErrorKind::ConnectionRefused).then_some(())
+    })
+    .await;
     let result = refused(&yaml, Some("status")).await;
     assert_eq!((value(&result, "nginx_up"), value(&result, "nginx_connections_active")), (Some(0.0), None));
     nginx.restart().await;
