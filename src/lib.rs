@@ -95,8 +95,7 @@
 //!   its place, bounds the stack, and does not panic on `up offset inf`. The crate is the tests' oracle.
 //! - docker is asked through `client::http` and not bollard: four requests, bounded replies, and no environment of a
 //!   container is ever decoded.
-//! - [`remediate`] is built and tested, and not yet wired by [`app`]: nothing acts. `certificate` and `tunnel` are not
-//!   kinds of probe yet.
+//! - `certificate` and `tunnel` are not kinds of probe yet.
 //! - HTTP out is hyper over `client::net`, for probes and webhooks alike, and not reqwest: probes need the phases, unix
 //!   sockets and hard caps, and one way to do a thing is enough.
 

@@ -5,6 +5,7 @@
 
 mod operate;
 mod paths;
+mod repairing;
 mod telling;
 mod view;
 
@@ -21,9 +22,11 @@ use crate::config::{self, Config};
 use crate::discover::{self, Found};
 use crate::metrics::Metrics;
 use crate::model::{Labels, ProbeResult, Problem, Target, Timestamp};
+use crate::mute::depends::Depends;
 use crate::notify::dispatch::Mutes;
 use crate::notify::outbox::Outbox;
 use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
+use crate::remediate::{self, Runner, Tools};
 use crate::rules;
 use crate::rules::group::{self, Context, Nudge};
 use crate::rules::load::RuleGroup;
@@ -34,6 +37,7 @@ use crate::web::{self, Pages, WebError};
 use crate::window::{Limits, Window};
 
 pub use paths::{DEFAULT_CONFIG, control_socket, state_path};
+pub use repairing::plan_actions;
 
 /// The whole stop is over within this time.
 pub const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -60,6 +64,14 @@ pub enum AppError {
     Probe {
         /// Its name.
         probe: String,
+        /// Why not.
+        why: String,
+    },
+    /// An action cannot be built.
+    #[error("action {action:?}: {why}")]
+    Action {
+        /// Its name.
+        action: String,
         /// Why not.
         why: String,
     },
@@ -127,7 +139,26 @@ pub fn plan(config: &Config) -> Result<Vec<Scheduled>, AppError> {
 struct Scoped {
     loaded: Loaded,
     scheduler: Scheduler,
+    depends: Arc<Depends>,
+    patience: Patience,
     tasks: Tasks,
+}
+
+/// How long an alert about a probe, by name, may take to fire once it fails.
+type Patience = Arc<dyn Fn(&str) -> Duration + Send + Sync>;
+
+/// How often the probes are asked while an action is verified.
+const VERIFY_EVERY: Duration = Duration::from_secs(2);
+
+impl Scoped {
+    fn new(loaded: Loaded, scheduled: Vec<Scheduled>, sink: Sink, metrics: &Arc<Metrics>, tasks: Tasks) -> Self {
+        let edges = loaded.config.probes.0.iter();
+        let edges = edges.map(|(name, probe)| (name.value.clone(), probe.depends_on.iter().map(|on| on.value.clone()).collect()));
+        // The configuration was checked for circles and unknown names.
+        let depends = Arc::new(Depends::new(edges).unwrap_or_default());
+        let patience = telling::patience(&loaded, &scheduled);
+        Self { loaded, scheduler: Scheduler::new(scheduled, sink, metrics.clone()), depends, patience, tasks }
+    }
 }
 
 /// The running program.
@@ -143,7 +174,9 @@ pub struct App {
     /// Wakes the dispatcher.
     wake: Arc<Notify>,
     outbox: Outbox,
-    scoped: Mutex<Scoped>,
+    runner: Runner,
+    tools: Tools,
+    scoped: Arc<Mutex<Scoped>>,
     /// Held during a reload: reloads come one after the other.
     reloading: tokio::sync::Mutex<()>,
     tasks: Tasks,
@@ -160,6 +193,8 @@ impl App {
     pub async fn start(source: Source) -> Result<Arc<Self>, AppError> {
         let loaded = load(&source)?;
         let scheduled = plan(&loaded.config)?;
+        let tools = Tools::of_this_host(None);
+        let actions = plan_actions(&loaded.config, &tools)?;
         let metrics = Arc::new(Metrics::new());
         metrics.start_time.set(tasks::wall_now().as_secs_f64());
         let store = Store::open(state_path(&loaded.config).as_deref(), metrics.clone())?;
@@ -169,20 +204,33 @@ impl App {
         let mutes = Arc::new(Mutex::new(telling::mutes(&loaded.config, &store)));
         let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
         let tasks = Tasks::new();
-        let scoped_tasks = tasks.child();
-        let scheduler = Scheduler::new(scheduled, sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone()), metrics.clone());
+        let sink = sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone());
+        let scoped = Arc::new(Mutex::new(Scoped::new(loaded, scheduled, sink, &metrics, tasks.child())));
+        let alerts = AlertTable::default();
+        let wiring = remediate::Wiring {
+            alerts: alerts.clone(),
+            store: store.clone(),
+            metrics: metrics.clone(),
+            probe_now: repairing::probe_now(&scoped),
+            withheld: repairing::withheld(&scoped, &mutes, &snapshot, &alerts),
+            verify_every: VERIFY_EVERY,
+            tasks: tasks.clone(),
+        };
+        let runner = Runner::new(actions, wiring);
         let app = Arc::new(Self {
             source,
             metrics,
             store,
             snapshot,
             window,
-            alerts: AlertTable::default(),
+            alerts,
             nudge,
             mutes,
             wake: Arc::default(),
             outbox,
-            scoped: Mutex::new(Scoped { loaded, scheduler, tasks: scoped_tasks }),
+            runner,
+            tools,
+            scoped,
             reloading: tokio::sync::Mutex::new(()),
             tasks,
             heard: Mutex::default(),
@@ -190,6 +238,7 @@ impl App {
         });
         app.start_scoped().await;
         app.tasks.spawn("outbox", app.outbox.clone().run(app.tasks.token()));
+        app.tasks.spawn("remediate", app.runner.clone().run());
         let housekeeping = app.clone();
         app.tasks.spawn_until_stopped("housekeeping", async move { housekeeping.keep_house().await });
         let config = app.loaded().config;
@@ -260,8 +309,8 @@ impl App {
     /// What is wrong with the new one; the old one stays in force.
     pub async fn reload(&self) -> Result<(), AppError> {
         let _alone = self.reloading.lock().await;
-        let made = load(&self.source).and_then(|loaded| Ok((plan(&loaded.config)?, loaded)));
-        let (scheduled, loaded) = match made {
+        let made = load(&self.source).and_then(|loaded| Ok((plan(&loaded.config)?, plan_actions(&loaded.config, &self.tools)?, loaded)));
+        let (scheduled, actions, loaded) = match made {
             Ok(made) => made,
             Err(error) => {
                 self.metrics.config_reload_ok.set(0);
@@ -271,19 +320,17 @@ impl App {
         };
         let old = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
         old.stop(STOP_WITHIN).await;
-        let scheduler = Scheduler::new(
-            scheduled,
-            sink(&self.snapshot, &self.window, &self.nudge, loaded.config.site.labels.clone()),
-            self.metrics.clone(),
-        );
+        let sink = sink(&self.snapshot, &self.window, &self.nudge, loaded.config.site.labels.clone());
+        let fresh = Scoped::new(loaded, scheduled, sink, &self.metrics, self.tasks.child());
         {
             let mut scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
-            let kept: Vec<String> = scheduler.targets().iter().map(ToString::to_string).collect();
+            let kept: Vec<String> = fresh.scheduler.targets().iter().map(ToString::to_string).collect();
             for gone in scoped.scheduler.targets().iter().map(ToString::to_string).filter(|name| !kept.contains(name)) {
                 self.window.forget_owner(&gone, tasks::now());
             }
-            *scoped = Scoped { loaded, scheduler, tasks: self.tasks.child() };
+            *scoped = fresh;
         }
+        self.runner.set_actions(actions);
         self.start_scoped().await;
         self.metrics.config_reload_ok.set(1);
         self.metrics.config_reload_time.set(tasks::wall_now().as_secs_f64());

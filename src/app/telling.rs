@@ -1,26 +1,28 @@
 //! Wires what tells people: what mutes, the dispatcher, the outbox.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use tokio::sync::Notify;
 
-use super::{App, Loaded};
+use super::{App, Loaded, Patience};
 use crate::client::smtp::Limits;
 use crate::config::Config;
-use crate::mute::depends::Depends;
 use crate::mute::hold::Holds;
 use crate::mute::maintenance::{MaintenanceMark, MaintenanceWatch};
 use crate::mute::silence::Silences;
-use crate::mute::startup::{FirstLook, Startup};
+use crate::mute::startup::{FIRST_LOOK_RUNS, FirstLook, Startup, StartupView};
+use crate::notify::NotifyConfig;
 use crate::notify::dispatch::{Dispatcher, Mutes, Wiring};
 use crate::notify::email::{Address, Author};
 use crate::notify::message::Voice;
 use crate::notify::outbox::{Pace, Ways};
 use crate::notify::route::Route;
-use crate::probe::scheduler::Scheduler;
-use crate::rules::load::{RuleGroup, RuleKind};
+use crate::probe::scheduler::{SUCCESS, Scheduled, Scheduler};
+use crate::rules::load::RuleKind;
+use crate::snapshot::Latest;
 use crate::store::{Batch, Store};
 use crate::tasks::{self, Tasks};
 
@@ -56,14 +58,31 @@ pub(super) fn ways(config: &Config) -> Ways {
     }
 }
 
-/// Returns how long an alert may take to fire: the longest `for` of any rule plus one interval.
-fn patience(rules: &[RuleGroup]) -> Duration {
-    let holds = rules.iter().flat_map(|group| group.rules.iter().map(move |rule| (group.interval, rule)));
-    let each = holds.map(|(interval, rule)| match &rule.kind {
-        RuleKind::Alerting(alert) => alert.hold + interval,
-        RuleKind::Recording { .. } => interval,
+/// Says how long an alert that a probe fails may take to fire: the longest `for` of the rules that read its success, plus
+/// one interval. Other rules about it may take an hour, and its children do not wait for those.
+pub(super) fn patience(loaded: &Loaded, scheduled: &[Scheduled]) -> Patience {
+    let mut ups: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
+    for one in scheduled {
+        ups.entry(one.target.probe.to_string()).or_default().extend(one.probe.up().map(|family| family.name));
+    }
+    let rules = loaded.rules.iter().flat_map(|group| group.rules.iter().map(move |rule| (group.interval, rule)));
+    let alerting = rules.filter_map(|(interval, rule)| match &rule.kind {
+        RuleKind::Alerting(alert) => Some((rule.expr.metric_names(), alert.hold + interval)),
+        RuleKind::Recording { .. } => None,
     });
-    each.max().unwrap_or_default()
+    let alerting: Vec<(BTreeSet<String>, Duration)> = alerting.collect();
+    let about = |ups: &BTreeSet<&str>| {
+        let reads = |names: &BTreeSet<String>| names.iter().any(|name| name == SUCCESS.name || ups.contains(name.as_str()));
+        alerting.iter().filter(|(names, _)| reads(names)).map(|(_, takes)| *takes).max()
+    };
+    let least = loaded.config.rules.interval;
+    let each: BTreeMap<String, Duration> = ups.iter().map(|(probe, ups)| (probe.clone(), about(ups).unwrap_or(least))).collect();
+    Arc::new(move |probe| each.get(probe).copied().unwrap_or(least))
+}
+
+/// What the startup is decided by, besides the time.
+pub(super) fn view(targets: &[Latest]) -> StartupView {
+    StartupView { waiting: targets.iter().filter(|latest| latest.runs < FIRST_LOOK_RUNS).count(), systemd_starting: None }
 }
 
 impl App {
@@ -74,21 +93,17 @@ impl App {
         let (files, mutes, store, wake) =
             (loaded.config.maintenance.files.clone(), self.mutes.clone(), self.store.clone(), self.wake.clone());
         tasks.spawn_until_stopped("maintenance", async move { look_for_maintenance(&files, &mutes, &store, &wake).await });
-        let Some(notify) = loaded.config.notify.as_ref().map(|notify| &notify.value) else {
+        let notify = loaded.config.notify.as_ref().map_or_else(NotifyConfig::nobody, |notify| notify.value.clone());
+        if loaded.config.notify.is_none() {
+            // All is decided as if, so that the first look is over and the log is true when somebody is named.
             tracing::info!("nobody is mailed: the configuration has no notify section");
-            return;
+        }
+        let (depends, patience) = {
+            let scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
+            (scoped.depends.clone(), scoped.patience.clone())
         };
-        let edges = loaded
-            .config
-            .probes
-            .0
-            .iter()
-            .map(|(name, probe)| (name.value.clone(), probe.depends_on.iter().map(|on| on.value.clone()).collect()));
-        // The configuration was checked for circles and unknown names.
-        let depends = Depends::new(edges).unwrap_or_default();
-        let patience = patience(&loaded.rules);
         let (queued, outbox, ask) = (Arc::new(Notify::new()), self.outbox.clone(), scheduler.probe_now());
-        let woken = queued.clone();
+        let (woken, runner, refusing) = (queued.clone(), self.runner.clone(), self.outbox.clone());
         tasks.spawn_until_stopped("outbox wake", async move {
             loop {
                 woken.notified().await;
@@ -101,17 +116,18 @@ impl App {
             store: self.store.clone(),
             metrics: self.metrics.clone(),
             mutes: self.mutes.clone(),
-            depends: Arc::new(depends),
-            actions: Arc::new(Vec::new),
-            patience: Arc::new(move |_| patience),
+            depends,
+            actions: Arc::new(move || runner.current()),
+            patience,
             systemd_starting: Arc::new(|| None),
             changes: Arc::new(|_, _| Vec::new()),
+            refused: Arc::new(move || refusing.refused()),
             refresh: Arc::new(move |names| ask(names).map(drop).boxed()),
             outbox: queued,
             wake: self.wake.clone(),
         };
-        let voice = Voice::new(notify, &loaded.config.site.name, loaded.config.site.external_url.clone());
-        let routes = vec![Route::of(notify, notify.webhooks.0.iter().map(|(name, _)| name.value.clone()))];
+        let voice = Voice::new(&notify, &loaded.config.site.name, loaded.config.site.external_url.clone());
+        let routes = vec![Route::of(&notify, notify.webhooks.0.iter().map(|(name, _)| name.value.clone()))];
         let dispatcher = Dispatcher::new(wiring, voice, notify.mode, routes);
         tasks.spawn("dispatcher", dispatcher.run(tasks.token()));
     }

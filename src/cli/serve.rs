@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 
 use super::Exit;
 use crate::app::{App, Loaded, Source};
+use crate::remediate::Mode;
 
 pub(super) fn run(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let filter = EnvFilter::try_from_env("PROCTOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -58,7 +59,9 @@ fn notify(states: &[sd_notify::NotifyState<'_>]) {
 
 fn say_what_is_watched(loaded: &Loaded) {
     let Some(found) = &loaded.found else {
-        tracing::info!("watching {} probes", loaded.config.probes.0.len());
+        let acting = loaded.config.actions.0.iter().filter(|(_, action)| action.mode == Mode::Act).count();
+        let observing = loaded.config.actions.0.len() - acting;
+        tracing::info!("watching {} probes; {acting} actions act, {observing} only say what they would do", loaded.config.probes.0.len());
         return;
     };
     tracing::info!("no configuration: looked at this host; it is watched by looking only, and nobody is mailed");

@@ -57,6 +57,11 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
             problems.push(at, error.to_string());
         }
     }
+    for (name, action) in &config.actions.0 {
+        check_name("action", name, problems);
+        action.check(name, problems);
+        check_references("probe", &action.verify.probes, &names, problems);
+    }
     if let Some(notify) = &config.notify {
         notify.check(notify.at, !notify.webhooks.0.is_empty(), problems);
     }

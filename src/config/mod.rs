@@ -18,6 +18,7 @@ use crate::mute::startup::StartupConfig;
 use crate::notify::NotifyConfig;
 use crate::notify::email::SmtpConfig;
 use crate::probe::ProbeConfig;
+use crate::remediate::ActionConfig;
 use crate::rules::RulesConfig;
 use crate::web::WebConfig;
 use crate::web::control::ControlConfig;
@@ -75,6 +76,8 @@ crate::config_struct! {
         notify: Option<Spanned<NotifyConfig>>,
         /// What is asked, by name.
         probes: Named<ProbeConfig> = "{}",
+        /// What may be done about alerts, by name; nothing is done where nothing is named.
+        actions: Named<ActionConfig> = "{}",
     }
 }
 
@@ -130,9 +133,10 @@ pub fn read(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|error| format!("expected UTF-8, found another byte at offset {}", error.utf8_error().valid_up_to()))
 }
 
-/// Lists every key of the sections and of the probes, for the test of the example.
+/// Lists every key of the sections, the probes and the actions, for the test of the example.
 pub fn keys() -> Vec<&'static str> {
     use crate::model::decode::Documented;
+    use crate::{notify, remediate};
     let sections = [
         Config::KEYS,
         SiteConfig::KEYS,
@@ -145,7 +149,15 @@ pub fn keys() -> Vec<&'static str> {
         StartupConfig::KEYS,
         NotifyConfig::KEYS,
         SmtpConfig::KEYS,
+        notify::webhook::WebhookConfig::KEYS,
         ProbeConfig::KEYS,
+        ActionConfig::KEYS,
+        remediate::VerifyConfig::KEYS,
+        remediate::LimitConfig::KEYS,
+        remediate::command::CommandConfig::KEYS,
+        remediate::systemd::SystemdConfig::KEYS,
+        remediate::docker::DockerConfig::KEYS,
+        remediate::webhook::WebhookConfig::KEYS,
     ];
-    sections.iter().flat_map(|keys| keys.iter().map(|key| key.name)).collect()
+    sections.into_iter().chain(crate::probe::KEYS.iter().copied()).flatten().map(|key| key.name).collect()
 }

@@ -121,6 +121,11 @@ crate::config_struct! {
 }
 
 impl NotifyConfig {
+    /// Tells nobody: what holds where the configuration has no such section.
+    pub fn nobody() -> Self {
+        crate::model::decode::from_text("", "{}").expect("every key has a default: a test sees to it")
+    }
+
     /// Checks what one key alone does not show; `reachable` says whether a webhook is configured. `at` is where the section
     /// stands.
     pub fn check(&self, at: Position, reachable: bool, problems: &mut Problems) {
@@ -182,6 +187,11 @@ mod tests {
         for text in ["", "a", "a@", "@x", "a@x\r\nBcc: b@y", "A\n <a@x>", "a@x, b@x", "a b@x", "<a@x", "jürgen@x.org", "\"a b\"@x.org"] {
             assert_eq!(Mailbox::parse(text), None, "{text:?}");
         }
+    }
+
+    #[test]
+    fn without_a_section_nobody_is_told() {
+        assert!(NotifyConfig::nobody().admins.is_empty());
     }
 
     #[test]

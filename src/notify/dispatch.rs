@@ -82,6 +82,8 @@ pub struct Wiring {
     pub systemd_starting: Arc<dyn Fn() -> Option<bool> + Send + Sync>,
     /// What changed on the host before this moment that matters to these probes, one line each.
     pub changes: ChangesBefore,
+    /// The addresses that the relay refuses, and why: the others are told.
+    pub refused: Arc<dyn Fn() -> Vec<(String, String)> + Send + Sync>,
     /// Probes once more before a first mail that others depend on.
     pub refresh: Refresh,
     /// Woken when deliveries were queued.

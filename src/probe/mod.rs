@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
-use crate::model::decode::Spanned;
+use crate::model::decode::{Documented, KeyDoc, Spanned};
 use crate::model::{Failure, Family, Reason, Sample, Sight};
 
 /// The most samples one run may give; what is more is dropped and counted.
@@ -182,6 +182,9 @@ macro_rules! kinds {
 
         /// Every kind of probe, by its key.
         pub const KINDS: &[&str] = &[$(stringify!($kind)),+];
+
+        /// The keys of every kind of probe.
+        pub const KEYS: &[&[KeyDoc]] = &[$(<$kind::$config as Documented>::KEYS),+];
 
         impl ProbeConfig {
             /// Returns the kinds that are set, by name: exactly one is right.

@@ -19,7 +19,8 @@ use crate::model::labels::fnv1a;
 use crate::model::{Failure, Family, ProbeResult, Reason, Sample, Sight, Target, Timestamp};
 use crate::tasks::{self, Tasks};
 
-static SUCCESS: Family = Family::gauge("probe_success", "Whether the last run of the probe found that the service works");
+/// Whether the last run found that the service works; every fresh result carries it.
+pub static SUCCESS: Family = Family::gauge("probe_success", "Whether the last run of the probe found that the service works");
 static DURATION: Family = Family::gauge("probe_duration_seconds", "How long the last run of the probe took");
 static LAST_RUN: Family =
     Family::gauge("probe_last_run_timestamp_seconds", "When the last run of the probe began, in seconds since the epoch");

@@ -1,120 +1,114 @@
-//! The whole chain: a service dies, ADMINS are mailed; it comes back, they are told so, in the same thread.
+//! The whole chain: a service dies, ADMINS are mailed, it is repaired or comes back, they are told so in the same thread.
 
-use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::process::{Process, eventually, free_port, program};
-use crate::support::smtp::Sink;
+use crate::support::memcached::memcached;
+use crate::support::process::{eventually, free_port, program};
+use crate::support::proctor::Proctor;
+use crate::support::smtp::{Mail, Sink};
 
-/// A running Proctor with its own state.
-struct Proctor {
-    process: Process,
-    web: u16,
+const DOWN: &[(&str, &str)] = &[("MemcachedDown", "memcached_up == 0")];
+
+fn cache(port: u16) -> String {
+    format!("probes:\n  cache: {{memcached: {{address: \"127.0.0.1:{port}\"}}}}\n")
 }
 
-impl Proctor {
-    fn start(folder: &Path, web: u16) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
-        command.arg("--config").arg(folder.join("proctor.yml")).arg("serve");
-        Self { process: Process::start(&mut command, &folder.join("proctor.log")), web }
+/// Holds that each ADMIN got two mails, a beginning and the end as a reply to it, and returns Ann's.
+fn one_thread_each<'a>(mails: &'a [Mail], end: &str) -> [&'a Mail; 2] {
+    for admin in ["ann@example.org", "bob@example.org"] {
+        let of: Vec<_> = mails.iter().filter(|mail| mail.to == admin).collect();
+        assert_eq!(of.len(), 2, "exactly two for {admin}: {:?}", of.iter().map(|mail| mail.header("Subject")).collect::<Vec<_>>());
+        assert_eq!(of[0].header("X-Alert-State"), "FIRING", "{}", of[0].raw);
+        assert_eq!(of[1].header("X-Alert-State"), end, "{}", of[1].raw);
+        assert_eq!(of[1].header("In-Reply-To"), of[0].header("Message-ID"));
+        assert_eq!(of[0].header("Subject").trim_start_matches("Re: "), of[1].header("Subject").trim_start_matches("Re: "));
     }
+    let mut of_ann = mails.iter().filter(|mail| mail.to == "ann@example.org");
+    [of_ann.next().expect("two"), of_ann.next().expect("two")]
+}
 
-    async fn metrics(&self) -> Option<String> {
-        let mut stream = TcpStream::connect(("127.0.0.1", self.web)).await.ok()?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        Some(answer)
-    }
+/// A memcached that is nobody's child: killed when the test ends.
+struct Daemon(String);
 
-    async fn shows(&self, line: &str, within: Duration) {
-        eventually(line, within, || async { self.metrics().await?.contains(line).then_some(()) }).await;
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("kill").args(["-KILL", &self.0]).status();
     }
 }
 
-fn memcached(folder: &Path, port: u16) -> Option<Process> {
-    let program = program("memcached")?;
-    Some(Process::start(
-        Command::new(program).args(["-u", "nobody", "-l", "127.0.0.1", "-p"]).arg(port.to_string()),
-        &folder.join("memcached.log"),
-    ))
-}
-
-/// Writes a configuration with intervals of 1 s and one rule.
-fn configure(folder: &Path, web: u16, cache: u16, relay: u16) {
-    let rules = "groups:\n- name: cache\n  rules:\n  - alert: MemcachedDown\n    expr: memcached_up == 0\n    for: 1s\n    labels: {severity: critical}\n    annotations: {summary: 'memcached ({{ $labels.probe }}) does not answer'}\n";
-    std::fs::write(folder.join("rules.yml"), rules).expect("it can be written");
-    let config = format!(
-        r#"
-site: {{name: coursys}}
-web: {{listen: "127.0.0.1:{web}"}}
-state: {{path: "{state}/state.db"}}
-defaults: {{interval: 1s, timeout: 1s}}
-rules: {{files: ["{state}/rules.yml"], interval: 1s}}
-startup: {{first_look: 0s, after_boot: 0s}}
-probes:
-  cache: {{memcached: {{address: "127.0.0.1:{cache}"}}}}
-notify:
-  admins: ["Ann <ann@example.org>", bob@example.org]
-  from: proctor@example.org
-  subject_prefix: "[CourSys] "
-  group_wait: 1s
-  resolve_wait: 1s
-  smtp: {{host: 127.0.0.1, port: {relay}}}
-"#,
-        state = folder.display()
-    );
-    std::fs::write(folder.join("proctor.yml"), config).expect("it can be written");
+/// Asks a memcached for its process id.
+async fn stat_pid(port: u16) -> String {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
+    stream.write_all(b"stats\r\nquit\r\n").await.expect("it reads");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.expect("it answers");
+    answer.lines().find_map(|line| line.strip_prefix("STAT pid ")).expect("it says its id").to_owned()
 }
 
 #[tokio::test]
-async fn a_dead_memcached_is_seen_within_2_s_and_gives_each_admin_two_mails_in_one_thread() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (web, cache) = (free_port(), free_port());
-    let Some(mut dead) = memcached(folder.path(), cache) else { return };
-    let sink = Sink::start().await;
-    configure(folder.path(), web, cache, sink.port);
-    let proctor = Proctor::start(folder.path(), web);
+async fn a_dead_memcached_is_seen_within_2_s_and_repaired_and_gives_each_admin_two_mails_in_one_thread() {
+    let Some(program) = program("memcached") else { return };
+    let (port, sink) = (free_port(), Sink::start().await);
+    let sections = cache(port)
+        + &format!(
+            "actions:\n  start-cache:\n    command: {{argv: [{}, -d, -u, nobody, -l, 127.0.0.1, -p, \"{port}\"]}}\n    \
+             matchers: ['alertname=\"MemcachedDown\"']\n    firing_for: 3s\n    mode: act\n    verify: {{probes: [cache], within: 20s}}\n",
+            program.display()
+        );
+    let proctor = Proctor::configured(sink.port, &sections).rules(DOWN);
+    let mut dead = memcached(proctor.folder.path(), port).expect("it is there");
+    let proctor = proctor.started();
     proctor.shows("memcached_up{probe=\"cache\"} 1", Duration::from_secs(20)).await;
     dead.kill();
     proctor.shows("memcached_up{probe=\"cache\"} 0", Duration::from_secs(2)).await;
     let firing = sink.wait_for(2, Duration::from_secs(20)).await;
-    let mut told: Vec<&str> = firing.iter().map(|mail| mail.to.as_str()).collect();
-    told.sort_unstable();
-    assert_eq!(told, ["ann@example.org", "bob@example.org"]);
     assert!(firing[0].header("Subject").starts_with("[CourSys] "), "{}", firing[0].raw);
-    assert!(firing[0].text.contains("memcached (cache) does not answer"), "{}", firing[0].text);
+    assert!(firing[0].text.contains("MemcachedDown: cache does not answer"), "{}", firing[0].text);
 
-    let _alive = memcached(folder.path(), cache);
-    let all = sink.wait_for(4, Duration::from_secs(30)).await;
-    for admin in ["ann@example.org", "bob@example.org"] {
-        let of: Vec<_> = all.iter().filter(|mail| mail.to == admin).collect();
-        assert_eq!(of.len(), 2, "exactly two for {admin}");
-        assert_eq!(of[1].header("In-Reply-To"), of[0].header("Message-ID"));
-        assert_eq!(of[1].header("X-Alert-State"), "RESOLVED", "{}", of[1].raw);
-        assert_eq!(of[0].header("Subject").trim_start_matches("Re: "), of[1].header("Subject").trim_start_matches("Re: "));
-    }
+    let mails = sink.wait_for(4, Duration::from_secs(30)).await;
+    let _started = Daemon(stat_pid(port).await);
+    let [_, end] = one_thread_each(&mails, "REPAIRED");
+    assert!(end.text.contains("REPAIRED and RESOLVED"), "{}", end.text);
+    assert!(end.text.contains("start-cache"), "{}", end.text);
+    proctor.shows("proctor_actions_total{outcome=\"repaired\"} 1", Duration::from_secs(5)).await;
+    assert_eq!(sink.mails().len(), 4, "nothing more was said");
 }
 
 #[tokio::test]
 async fn an_end_is_told_although_proctor_was_killed_before_it_came() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let (web, cache) = (free_port(), free_port());
-    let sink = Sink::start().await;
-    let Some(mut dead) = memcached(folder.path(), cache) else { return };
-    configure(folder.path(), web, cache, sink.port);
-    let mut proctor = Proctor::start(folder.path(), web);
+    let (port, sink) = (free_port(), Sink::start().await);
+    let mut proctor = Proctor::configured(sink.port, &cache(port)).rules(DOWN).started();
+    let Some(mut dead) = memcached(proctor.folder.path(), port) else { return };
     proctor.shows("memcached_up{probe=\"cache\"} 1", Duration::from_secs(20)).await;
     dead.kill();
     sink.wait_for(2, Duration::from_secs(20)).await;
-    proctor.process.kill();
-    let _alive = memcached(folder.path(), cache);
-    let proctor = Proctor::start(folder.path(), web);
+    proctor.kill();
+    let _alive = memcached(proctor.folder.path(), port);
+    proctor.start();
     proctor.shows("memcached_up{probe=\"cache\"} 1", Duration::from_secs(20)).await;
-    let mails = sink.wait_for(4, Duration::from_secs(30)).await;
-    assert!(mails[2..].iter().all(|mail| mail.header("X-Alert-State") == "RESOLVED"), "{}", mails[2].raw);
+    one_thread_each(&sink.wait_for(4, Duration::from_secs(30)).await, "RESOLVED");
+}
+
+#[tokio::test]
+async fn an_action_that_only_observes_says_in_the_mail_what_it_would_do_and_does_nothing() {
+    let (port, sink) = (free_port(), Sink::start().await);
+    let folder = tempfile::tempdir().expect("a folder");
+    let trace = folder.path().join("trace");
+    let sections = cache(port)
+        + &format!(
+            "actions:\n  start-cache:\n    command: {{argv: [/usr/bin/touch, {}]}}\n    \
+             matchers: ['alertname=\"MemcachedDown\"']\n    firing_for: 0s\n",
+            trace.display()
+        );
+    let proctor = Proctor::configured(sink.port, &sections).rules(DOWN).started();
+    let mails = sink.wait_for(2, Duration::from_secs(30)).await;
+    assert!(mails[0].text.contains("would"), "{}", mails[0].text);
+    eventually("it is counted", Duration::from_secs(5), || async {
+        proctor.metrics().await?.contains("proctor_actions_total{outcome=\"observed\"} 1").then_some(())
+    })
+    .await;
+    assert!(!trace.exists(), "nothing was done");
 }

@@ -19,6 +19,9 @@ pub const MAX_MAILS: usize = 48;
 /// How often a summary goes out at most: with [`MAX_MAILS`], a receiver gets at most 60 mails in an hour.
 pub const SUMMARY_EVERY: Duration = Duration::from_secs(300);
 
+/// The most refused addresses that a mail names.
+const MAX_REFUSED: usize = 5;
+
 impl Dispatcher {
     /// Writes the mails of all groups that are due: each its own, or, when there are too many, one for all.
     pub(super) fn tell(&mut self, mut due: Vec<Due<'_>>, plan: &mut Plan, scene: &Scene<'_>) -> Vec<Notified> {
@@ -196,6 +199,9 @@ impl Dispatcher {
             if let Some(why) = self.held.get(&fingerprint) {
                 notes.push(format!("{} was held back until now: {why}.", alert.name()));
             }
+        }
+        for (address, why) in (self.wiring.refused)().into_iter().take(MAX_REFUSED) {
+            notes.push(format!("{address} gets no mail from here: {why}"));
         }
         Story {
             reason: due.reason,

@@ -61,6 +61,7 @@ impl Bench {
             patience: Arc::new(|_| Duration::from_secs(30)),
             systemd_starting: Arc::new(|| None),
             changes: Arc::new(|_, _| Vec::new()),
+            refused: Arc::new(Vec::new),
             refresh: Arc::new(move |_| {
                 count.fetch_add(1, Ordering::Relaxed);
                 Box::pin(std::future::ready(()))

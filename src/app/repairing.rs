@@ -1,0 +1,64 @@
+//! Wires what repairs: the actions of the configuration, what speaks against acting, how is verified.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{AppError, Scoped};
+use crate::alerts::AlertTable;
+use crate::config::Config;
+use crate::mute::depends::failing;
+use crate::mute::{self, Facts, Muted, Quiet};
+use crate::notify::dispatch::Mutes;
+use crate::probe::ProbeNow;
+use crate::remediate::runner::Withheld;
+use crate::remediate::{Planned, Tools};
+use crate::snapshot::Snapshot;
+
+/// Plans every action of a configuration; connects to nothing.
+///
+/// # Errors
+/// [`AppError::Action`].
+pub fn plan_actions(config: &Config, tools: &Tools) -> Result<Vec<Planned>, AppError> {
+    let plan = |(name, action): &(crate::model::decode::Spanned<String>, crate::remediate::ActionConfig)| {
+        action.plan(name, tools).map_err(|why| AppError::Action { action: name.value.clone(), why })
+    };
+    config.actions.0.iter().map(plan).collect()
+}
+
+/// Asks the probes of the configuration in force.
+pub(super) fn probe_now(scoped: &Arc<Mutex<Scoped>>) -> ProbeNow {
+    let scoped = scoped.clone();
+    Arc::new(move |names| {
+        let scheduler = scoped.lock().unwrap_or_else(PoisonError::into_inner).scheduler.clone();
+        (scheduler.probe_now())(names)
+    })
+}
+
+/// Says why nothing is done about an alert now: what mutes it, except that its mail was sent already, and a probe that
+/// it needs and that fails, however long its own alert takes.
+pub(super) fn withheld(scoped: &Arc<Mutex<Scoped>>, mutes: &Arc<Mutex<Mutes>>, snapshot: &Snapshot, alerts: &AlertTable) -> Withheld {
+    let (scoped, mutes, snapshot, alerts) = (scoped.clone(), mutes.clone(), snapshot.clone(), alerts.clone());
+    Arc::new(move |alert, now| {
+        let (depends, patience) = {
+            let scoped = scoped.lock().unwrap_or_else(PoisonError::into_inner);
+            (scoped.depends.clone(), scoped.patience.clone())
+        };
+        let targets = snapshot.all();
+        let failing = failing(&targets, &alerts.all(), |probe| patience(probe));
+        let broken = alert.probe().and_then(|probe| depends.failing_ancestors(probe, &failing).first().copied());
+        if let Some(parent) = broken {
+            return Some(format!("{parent}, which it needs, fails: that comes first"));
+        }
+        let mutes = mutes.lock().unwrap_or_else(PoisonError::into_inner);
+        let facts = Facts {
+            startup: &mutes.startup,
+            view: super::telling::view(&targets),
+            maintenance: &mutes.maintenance.state(now),
+            holds: &mutes.holds,
+            silences: &mutes.silences,
+            actions: &[],
+            depends: &depends,
+            failing: &failing,
+        };
+        mute::why(alert, &facts, now).filter(|muted| *muted != Muted::Startup(Quiet::Told)).map(|muted| muted.to_string())
+    })
+}
