@@ -175,6 +175,8 @@ pub struct Dispatcher {
     said: Said,
     digest: Option<Digest>,
     noticed: BTreeSet<String>,
+    /// Notices about the state that the next mail about an alert repeats.
+    untold: Vec<String>,
     first_look_kept: bool,
     /// Told as firing, and since when missing from the table.
     gone: BTreeMap<String, Timestamp>,
@@ -205,6 +207,7 @@ impl Dispatcher {
             said,
             digest,
             noticed: BTreeSet::new(),
+            untold: Vec::new(),
             first_look_kept: false,
             gone: BTreeMap::new(),
             probed: BTreeSet::new(),

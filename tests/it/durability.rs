@@ -11,6 +11,7 @@ use proctor::store::{Batch, Committed, Record, Store, StoreError, Table};
 use serde::{Deserialize, Serialize};
 
 use crate::support::process::eventually;
+use crate::support::tmpfs::Tmpfs;
 
 /// A record of the tests.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
@@ -155,41 +156,14 @@ async fn a_damaged_file_never_gives_a_wrong_record_and_never_stops_a_start() {
     assert!(lost > 10, "the damage did damage: {lost}");
 }
 
-/// A small file system in memory, unmounted with the test; nothing where this user may not mount.
-struct Tmpfs(tempfile::TempDir);
-
-impl Tmpfs {
-    fn mount(size: &str) -> Option<Self> {
-        let folder = tempfile::tempdir().expect("a folder");
-        let done = Command::new("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(folder.path()).status();
-        if done.is_ok_and(|status| status.success()) {
-            return Some(Self(folder));
-        }
-        assert!(std::env::var_os("REQUIRE_SERVICES").is_none(), "a tmpfs can be mounted");
-        eprintln!("skipped: this user may not mount a tmpfs");
-        None
-    }
-
-    fn remount(&self, how: &str) {
-        let done = Command::new("mount").args(["-o", &format!("remount,{how}")]).arg(self.0.path()).status();
-        assert!(done.is_ok_and(|status| status.success()), "remount,{how}");
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 #[tokio::test]
 async fn a_full_disk_degrades_and_is_whole_again_within_5_s_of_space() {
     let Some(disk) = Tmpfs::mount("2m") else { return };
-    let path = disk.0.path().join("state.db");
+    let path = disk.path().join("state.db");
     let (store, metrics) = open(&path);
     assert_eq!(put(&store, 0).await, Committed::Durable);
     // Filled to the last byte by somebody else: writing ends with ENOSPC.
-    std::fs::write(disk.0.path().join("filler"), vec![0u8; 4 << 20]).expect_err("the disk is full");
+    std::fs::write(disk.path().join("filler"), vec![0u8; 4 << 20]).expect_err("the disk is full");
     let mut id = 1;
     // The log may have some room of its own left.
     while put(&store, id).await == Committed::Durable {
@@ -214,7 +188,7 @@ async fn a_full_disk_degrades_and_is_whole_again_within_5_s_of_space() {
 #[tokio::test]
 async fn on_a_read_only_mount_it_starts_degraded_with_what_it_can_read() {
     let Some(disk) = Tmpfs::mount("8m") else { return };
-    let path = disk.0.path().join("state.db");
+    let path = disk.path().join("state.db");
     let (store, _) = open(&path);
     put(&store, 7).await;
     store.close();

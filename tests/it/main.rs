@@ -7,6 +7,7 @@
     reason = "tests spawn and read clocks as they like; not every starter is used by every test"
 )]
 
+mod acceptance;
 mod architecture;
 mod config;
 mod durability;

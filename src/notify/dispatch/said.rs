@@ -12,6 +12,9 @@ use crate::notify::{Message, Mode, Weight, route};
 use crate::snapshot::Latest;
 use crate::store::{Record, Table};
 
+/// The most notices that the next mail repeats.
+const MAX_UNTOLD: usize = 3;
+
 /// That something of which there is only one was said.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(super) struct Said {
@@ -62,6 +65,7 @@ impl Dispatcher {
     pub(super) fn notices(&mut self, plan: &mut Plan, scene: &Scene<'_>) {
         let fresh: Vec<String> = self.wiring.store.notices().into_iter().filter(|notice| self.noticed.insert(notice.clone())).collect();
         if !fresh.is_empty() {
+            self.untold.extend(fresh.iter().take(MAX_UNTOLD).cloned());
             self.bulletin("state", bulletin::notices(&fresh), plan, scene);
         }
     }

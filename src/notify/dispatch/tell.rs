@@ -56,7 +56,10 @@ impl Dispatcher {
     }
 
     fn tell_one(&mut self, due: &Due<'_>, plan: &mut Plan, scene: &Scene<'_>) -> Notified {
-        let story = self.story(due, scene);
+        let mut story = self.story(due, scene);
+        if !story.firing.is_empty() {
+            story.notes.append(&mut self.untold);
+        }
         let letter = story.letter(&self.voice);
         let mut entry = self.entry(due, &story, scene.now);
         let thread = std::mem::take(&mut entry.thread);

@@ -6,10 +6,12 @@
 mod sock_diag;
 
 use std::io;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use super::http::{Host, failure_of, record_answer, record_connect};
 use super::{Planned, Probe, Recorder, failure};
@@ -27,6 +29,10 @@ const MAX_BODY: usize = 1 << 20;
 
 /// How often the kernel is asked for the queue while the answer does not come.
 const LOOK: Duration = Duration::from_millis(200);
+
+/// An attempt of ours that no worker took stays in the queue: no other is put beside it for so long, or until the queue
+/// has been empty.
+const LEFT_ALONE: Duration = Duration::from_secs(30);
 
 crate::config_struct! {
     /// Asks gunicorn: whether a worker answers, and how long the queue in front of them is. Any answer means that it
@@ -53,12 +59,14 @@ pub fn plan(config: &GunicornConfig) -> Result<Vec<Planned>, String> {
         return Err(format!("forwarded_proto: expected http or https, found {:?}", config.forwarded_proto));
     }
     let request = Request::get(url).at(config.listen.clone()).header("x-forwarded-proto", &config.forwarded_proto);
-    Ok(Planned::only(Gunicorn { listen: config.listen.clone(), request }))
+    Ok(Planned::only(Gunicorn { listen: config.listen.clone(), request, left: Mutex::new(None) }))
 }
 
 struct Gunicorn {
     listen: Endpoint,
     request: Request,
+    /// When an attempt of ours was left in the queue.
+    left: Mutex<Option<Instant>>,
 }
 
 impl Gunicorn {
@@ -84,7 +92,8 @@ impl Gunicorn {
         };
         match queue {
             Ok(Some(queue)) => {
-                rec.set_with(&QUEUE, &[("listen", &listen)], f64::from(queue.waiting));
+                let own = u32::from(self.is_left());
+                rec.set_with(&QUEUE, &[("listen", &listen)], f64::from(queue.waiting.saturating_sub(own)));
                 rec.set_with(&QUEUE_MAX, &[("listen", &listen)], f64::from(queue.max));
             }
             Ok(None) => rec.sight(partial(
@@ -98,22 +107,40 @@ impl Gunicorn {
         }
     }
 
+    /// Says whether an attempt of ours may still stand in the queue.
+    fn is_left(&self) -> bool {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < LEFT_ALONE)
+    }
+
+    fn leave(&self, left: bool) {
+        let mut at = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+        *at = left.then(|| at.unwrap_or_else(Instant::now));
+    }
+
     async fn ask(&self, rec: &mut Recorder) -> Result<(), Failure> {
         let listen = &self.listen;
         let mut seen = Seen::default();
         rec.waiting(Reason::Resolve, format!("looking up the name of {listen}"));
         let addresses = net::lookup(listen, &mut seen.net).await.map_err(|error| failure(&error))?;
         // Before connecting: the probe's own place in the queue is no load of the site's.
-        let before = self.queue(&addresses);
+        let mut before = self.queue(&addresses);
+        let listens = !matches!(before, Ok(None));
+        if listens {
+            self.record_queue(rec, &before);
+        }
+        while let Ok(Some(queue)) = &before
+            && queue.waiting > 0
+            && self.is_left()
+        {
+            rec.waiting(Reason::Saturated, format!("{listen}: {}", busy(*queue)));
+            tokio::time::sleep(LOOK).await;
+            before = self.queue(&addresses);
+        }
         match &before {
             Ok(Some(queue)) if queue.waiting > queue.max => {
                 rec.waiting(Reason::Saturated, format!("connecting to {listen}: {}", full(*queue)));
             }
             _ => rec.waiting(Reason::ConnectTimeout, format!("connecting to {listen}")),
-        }
-        let listens = !matches!(before, Ok(None));
-        if listens {
-            self.record_queue(rec, &before);
         }
         let connected = net::connect_to(listen, &addresses, &mut seen.net).await;
         record_connect(rec, &seen);
@@ -137,13 +164,17 @@ impl Gunicorn {
                 tokio::select! {
                     answer = &mut exchange => break answer,
                     () = tokio::time::sleep(LOOK) => match self.queue(&addresses) {
-                        Ok(Some(queue)) if queue.waiting > 0 => rec.waiting(Reason::Saturated, format!("{connected}, but {}", busy(queue))),
+                        Ok(Some(queue)) if queue.waiting > 0 => {
+                            self.leave(true);
+                            rec.waiting(Reason::Saturated, format!("{connected}, but {}", busy(queue)));
+                        }
                         Ok(_) => rec.waiting(Reason::AnswerTimeout, no_answer.clone()),
                         Err(_) => rec.waiting(Reason::AnswerTimeout, format!("{connected}, waiting for the answer to {url}")),
                     },
                 }
             }
         };
+        self.leave(false);
         record_answer(rec, url, &seen, answer.as_ref().ok());
         match answer {
             // The head of an answer is a worker that lives, whatever becomes of the body.

@@ -7,4 +7,5 @@ pub(crate) mod nginx;
 pub(crate) mod process;
 pub(crate) mod proctor;
 pub(crate) mod smtp;
+pub(crate) mod tmpfs;
 pub(crate) mod tunnel;

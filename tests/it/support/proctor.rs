@@ -70,6 +70,18 @@ notify:
         self
     }
 
+    /// Takes the rules that Proctor brings with it, with a `for` of 1 s where it is longer.
+    pub(crate) fn built_in_rules(self) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("alerts");
+        for file in std::fs::read_dir(folder).expect("they are there").flatten().filter(|file| file.path().is_file()) {
+            let text = std::fs::read_to_string(file.path()).expect("it can be read");
+            let lines = text.lines().map(|line| if line.trim_start().starts_with("for: ") { "        for: 1s" } else { line });
+            let name = format!("rules-{}", file.file_name().to_string_lossy());
+            std::fs::write(self.folder.path().join(name), lines.collect::<Vec<_>>().join("\n")).expect("it can be written");
+        }
+        self
+    }
+
     /// Gives the process a variable.
     pub(crate) fn env(mut self, name: &'static str, value: impl Into<String>) -> Self {
         self.env.push((name, value.into()));
@@ -94,6 +106,19 @@ notify:
         if let Some(mut process) = self.process.take() {
             process.kill();
         }
+    }
+
+    /// Tells it to stop and waits for its end.
+    pub(crate) fn stop(&mut self) -> Option<std::process::ExitStatus> {
+        let mut process = self.process.take()?;
+        process.signal("TERM");
+        Some(process.wait())
+    }
+
+    /// Runs another command of Proctor with this configuration, and returns what it printed.
+    pub(crate) fn run(&self, args: &[&str]) -> std::process::Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
+        command.arg("--config").arg(self.config()).args(args).output().expect("it runs")
     }
 
     /// Returns the configuration's place.
