@@ -3,7 +3,7 @@
 //! Rules write it, everybody else reads the whole of it after a change signal (invariant 2): a reader that was slow or
 //! restarted loses nothing. What actions did stands in the alerts' attempts, so that mails can say it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
@@ -17,12 +17,14 @@ pub const MAX_ALERTS: usize = 10_000;
 #[derive(Clone, Debug)]
 pub struct AlertTable {
     alerts: Arc<RwLock<BTreeMap<Fingerprint, Alert>>>,
+    /// The rules that were evaluated on fresh data since the start.
+    judged: Arc<RwLock<BTreeSet<String>>>,
     version: watch::Sender<u64>,
 }
 
 impl Default for AlertTable {
     fn default() -> Self {
-        Self { alerts: Arc::default(), version: watch::Sender::new(0) }
+        Self { alerts: Arc::default(), judged: Arc::default(), version: watch::Sender::new(0) }
     }
 }
 
@@ -77,8 +79,23 @@ impl AlertTable {
         dropped
     }
 
+    /// Notes that a rule was evaluated on fresh data: its alerts are not only what the store remembered.
+    pub fn judge(&self, rule: &str) {
+        if !self.is_judged(rule) {
+            self.judged.write().unwrap_or_else(PoisonError::into_inner).insert(rule.to_owned());
+            self.version.send_modify(|version| *version += 1);
+        }
+    }
+
+    /// Says whether a rule was evaluated on fresh data since the start. Before, an alert that fires is a memory, and
+    /// nothing is done about it.
+    pub fn is_judged(&self, rule: &str) -> bool {
+        self.judged.read().unwrap_or_else(PoisonError::into_inner).contains(rule)
+    }
+
     /// Removes the alerts of rules that are no longer loaded.
     pub fn retain_rules(&self, loaded: impl Fn(&str) -> bool) {
+        self.judged.write().unwrap_or_else(PoisonError::into_inner).retain(|rule| loaded(rule));
         self.alerts.write().unwrap_or_else(PoisonError::into_inner).retain(|_, alert| loaded(&alert.rule));
         self.version.send_modify(|version| *version += 1);
     }

@@ -38,6 +38,9 @@ pub(super) fn probe_now(scoped: &Arc<Mutex<Scoped>>) -> ProbeNow {
 pub(super) fn withheld(scoped: &Arc<Mutex<Scoped>>, mutes: &Arc<Mutex<Mutes>>, snapshot: &Snapshot, alerts: &AlertTable) -> Withheld {
     let (scoped, mutes, snapshot, alerts) = (scoped.clone(), mutes.clone(), snapshot.clone(), alerts.clone());
     Arc::new(move |alert, now| {
+        if !alerts.is_judged(&alert.rule) {
+            return Some("its rule was not yet evaluated on what the probes found since the start".to_owned());
+        }
         let (depends, patience) = {
             let scoped = scoped.lock().unwrap_or_else(PoisonError::into_inner);
             (scoped.depends.clone(), scoped.patience.clone())

@@ -214,6 +214,7 @@ impl GroupState {
         let ready = (context.ready)();
         let first_at = context.window.first_at();
         let at = now - self.group.query_offset;
+        let mut judged = Vec::new();
         for slot in &mut self.slots {
             let rule = &self.group.rules[slot.index];
             context.metrics.rule_evaluations.inc();
@@ -255,8 +256,10 @@ impl GroupState {
                 }
             }
             slot.error = done.err();
+            judged.extend((turn.settled && slot.error.is_none()).then(|| slot.id.clone()));
         }
         self.publish();
+        judged.iter().for_each(|rule| self.context.alerts.judge(rule));
         self.persist(now).await;
         self.context.metrics.rule_last_evaluation.set(now.as_secs_f64());
     }

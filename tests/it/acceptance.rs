@@ -1,12 +1,13 @@
 //! What must hold on the running stack, whatever breaks: the state, the relay, Proctor itself.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use crate::support::gunicorn::Gunicorn;
-use crate::support::memcached::memcached;
-use crate::support::process::{Process, eventually, free_port};
+use crate::support::memcached::{Daemon, memcached};
+use crate::support::process::{Process, eventually, free_port, program};
 use crate::support::proctor::Proctor;
-use crate::support::smtp::Sink;
+use crate::support::smtp::{Mail, Sink};
 use crate::support::tmpfs::Tmpfs;
 
 const DOWN: &[(&str, &str)] = &[("MemcachedDown", "memcached_up == 0")];
@@ -131,4 +132,82 @@ async fn with_a_damaged_state_the_next_alert_is_mailed_and_says_so() {
         let aside = std::fs::read_dir(proctor.folder.path()).expect("it is there").flatten();
         assert!(aside.into_iter().any(|file| file.file_name().to_string_lossy().starts_with("state.db.")), "{text}");
     }
+}
+
+/// Random numbers that a failure can be repeated with (xorshift64*).
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % end
+    }
+}
+
+#[tokio::test]
+async fn a_hundred_kills_at_random_moments_lose_no_mail_repeat_no_action_and_tell_no_false_end() {
+    const EPISODES: usize = 5;
+    const KILLS: usize = 20;
+    let Some(program) = program("memcached") else { return };
+    let (port, sink) = (free_port(), Sink::start().await);
+    let proctor = Proctor::configured(sink.port, "").rules(DOWN);
+    let folder = proctor.folder.path().to_owned();
+    // The action notes that it ran, takes its time, and starts memcached, whatever becomes of Proctor meanwhile.
+    let (trace, repair) = (folder.join("trace"), folder.join("repair"));
+    let script = format!(
+        "#!/bin/sh\necho \"$PROCTOR_EPISODE\" >> {}\nsleep 0.3\nexec {} -d -u nobody -l 127.0.0.1 -p {port}\n",
+        trace.display(),
+        program.display()
+    );
+    std::fs::write(&repair, script).expect("it can be written");
+    std::fs::set_permissions(&repair, std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let actions = format!(
+        "actions:\n  repair:\n    command: {{argv: [{}]}}\n    matchers: ['alertname=\"MemcachedDown\"']\n    firing_for: 3s\n    \
+         mode: act\n    verify: {{probes: [cache], within: 10s}}\n    limit: {{attempts: 100, per: 1h, cooldown: 8s}}\n",
+        repair.display()
+    );
+    proctor.configure(&folder.join("state.db"), sink.port, &(cache(port) + &actions));
+    let mut proctor = proctor.started();
+    let seed = std::process::id().into();
+    println!("seed {seed}");
+    let mut dice = Dice(seed);
+    let mut running = Daemon::start(port).await.expect("it is installed");
+    for episode in 1..=EPISODES {
+        proctor.shows("memcached_up{probe=\"cache\"} 1", Duration::from_secs(30)).await;
+        drop(running);
+        for _ in 0..KILLS {
+            // Mostly soon after the start, sometimes when alerts, mails and actions are under way.
+            let longest = if dice.below(3) == 0 { 4000 } else { 1000 };
+            tokio::time::sleep(Duration::from_millis(dice.below(longest))).await;
+            proctor.kill();
+            proctor.start();
+        }
+        let ended = || {
+            let mails = sink.mails();
+            let ids: BTreeSet<_> = mails.iter().filter(|mail| is_end(mail)).map(|mail| mail.header("Message-ID").to_owned()).collect();
+            ids.len() >= episode
+        };
+        eventually("the episode is told to its end", Duration::from_secs(60), || async { ended().then_some(()) }).await;
+        running = Daemon::on(port).await;
+    }
+    let runs = std::fs::read_to_string(&trace).expect("it ran");
+    let episodes: BTreeSet<&str> = runs.lines().collect();
+    assert_eq!((runs.lines().count(), episodes.len()), (EPISODES, EPISODES), "each episode is acted on once:\n{runs}");
+    for admin in ["ann@example.org", "bob@example.org"] {
+        let mails: Vec<Mail> = sink.mails().into_iter().filter(|mail| mail.to == admin).collect();
+        let of =
+            |end: bool| mails.iter().filter(move |mail| is_end(mail) == end).map(|mail| mail.header("Message-ID")).collect::<BTreeSet<_>>();
+        let subjects: Vec<_> = mails.iter().map(|mail| (mail.header("X-Alert-State"), mail.header("Message-ID"))).collect();
+        assert_eq!((of(false).len(), of(true).len()), (EPISODES, EPISODES), "each beginning and each end is one message: {subjects:#?}");
+        assert!(mails.len() <= 2 * EPISODES + EPISODES * KILLS, "at most one duplicate per kill: {subjects:#?}");
+        for end in mails.iter().filter(|mail| is_end(mail)) {
+            assert!(of(false).contains(end.header("In-Reply-To")), "in the thread of its beginning");
+        }
+    }
+}
+
+fn is_end(mail: &Mail) -> bool {
+    matches!(mail.header("X-Alert-State"), "RESOLVED" | "REPAIRED")
 }

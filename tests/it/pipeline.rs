@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
-
-use crate::support::memcached::memcached;
+use crate::support::memcached::{Daemon, memcached};
 use crate::support::process::{eventually, free_port, program};
 use crate::support::proctor::Proctor;
 use crate::support::smtp::{Mail, Sink};
@@ -30,24 +27,6 @@ fn one_thread_each<'a>(mails: &'a [Mail], end: &str) -> [&'a Mail; 2] {
     [of_ann.next().expect("two"), of_ann.next().expect("two")]
 }
 
-/// A memcached that is nobody's child: killed when the test ends.
-struct Daemon(String);
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("kill").args(["-KILL", &self.0]).status();
-    }
-}
-
-/// Asks a memcached for its process id.
-async fn stat_pid(port: u16) -> String {
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("it listens");
-    stream.write_all(b"stats\r\nquit\r\n").await.expect("it reads");
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.expect("it answers");
-    answer.lines().find_map(|line| line.strip_prefix("STAT pid ")).expect("it says its id").to_owned()
-}
-
 #[tokio::test]
 async fn a_dead_memcached_is_seen_within_2_s_and_repaired_and_gives_each_admin_two_mails_in_one_thread() {
     let Some(program) = program("memcached") else { return };
@@ -69,7 +48,7 @@ async fn a_dead_memcached_is_seen_within_2_s_and_repaired_and_gives_each_admin_t
     assert!(firing[0].text.contains("MemcachedDown: cache does not answer"), "{}", firing[0].text);
 
     let mails = sink.wait_for(4, Duration::from_secs(30)).await;
-    let _started = Daemon(stat_pid(port).await);
+    let _started = Daemon::on(port).await;
     let [_, end] = one_thread_each(&mails, "REPAIRED");
     assert!(end.text.contains("REPAIRED and RESOLVED"), "{}", end.text);
     assert!(end.text.contains("start-cache"), "{}", end.text);
