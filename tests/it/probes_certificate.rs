@@ -71,6 +71,7 @@ async fn a_certificate_that_was_renewed_without_a_reload_is_reported_and_so_is_t
     let result = ask_nginx(&nginx, SITE).await;
     well(&result);
     assert_eq!(value(&result, matches), Some(0.0), "users still get the old one");
+    assert!(value(&result, "certificate_disk_newer_seconds") > Some(0.0));
     assert!(
         result.evidence[0].contains("site.pem holds a newer certificate")
             && result.evidence[0].contains("nginx -t && systemctl reload nginx"),
@@ -87,7 +88,56 @@ async fn a_certificate_that_was_renewed_without_a_reload_is_reported_and_so_is_t
     nginx.swap_certificate(&nginx.authority.issue_for(&[SITE], (-60.0, 30.0)));
     let result = ask_nginx(&nginx, SITE).await;
     assert_eq!(value(&result, matches), Some(0.0));
+    nearly(value(&result, "certificate_disk_newer_seconds").map(|seconds| seconds / 86_400.0), -59.0);
     assert!(result.evidence[0].contains("a newer certificate is served than the one in"), "{:?}", result.evidence);
+}
+
+#[tokio::test]
+async fn admins_are_mailed_of_a_missing_reload_and_of_its_end() {
+    let Some(nginx) = Nginx::start().await else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path().display();
+    let sink = Sink::start().await;
+    let built_in = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/alerts/certificate.yml")).expect("it is there");
+    // The rules as they are, without their patience.
+    let hurried = regex::Regex::new("for: .*").expect("a pattern").replace_all(&built_in, "for: 1s").into_owned();
+    std::fs::write(folder.path().join("certificate.yml"), hurried).expect("is written");
+    let config = format!(
+        r#"
+web: {{listen: "127.0.0.1:{web}"}}
+state: {{path: "{root}/state.db"}}
+control: {{socket: "{root}/control.sock"}}
+defaults: {{interval: 1s, timeout: 1s}}
+rules: {{files: ["{root}/certificate.yml"], interval: 1s}}
+startup: {{first_look: 0s, after_boot: 0s}}
+probes:
+  certs: {{certificate: {{files: ["{file}"], served: ["{SITE}:{https}"], address: 127.0.0.1, ca_file: "{ca}"}}}}
+notify:
+  admins: [ann@example.org]
+  from: proctor@example.org
+  group_wait: 1s
+  resolve_wait: 1s
+  smtp: {{host: 127.0.0.1, port: {relay}}}
+"#,
+        web = free_port(),
+        file = nginx.certificate_file().display(),
+        https = nginx.https,
+        ca = nginx.ca_file().display(),
+        relay = sink.port,
+    );
+    std::fs::write(folder.path().join("proctor.yml"), config).expect("is written");
+    nginx.swap_certificate(&nginx.authority.issue_for(&[SITE], (-1.0, 89.0)));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
+    command.arg("--config").arg(folder.path().join("proctor.yml")).arg("serve");
+    let _proctor = Process::start(&mut command, &folder.path().join("log"));
+    let mails = sink.wait_for(1, Duration::from_secs(30)).await;
+    let words = mails[0].text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("does not serve the renewed certificate that lies on disk"), "{}", mails[0].raw);
+    assert!(words.contains("`nginx -t && systemctl reload nginx`"), "{}", mails[0].raw);
+    nginx.reload().await;
+    let mails = sink.wait_for(2, Duration::from_secs(30)).await;
+    assert_eq!(mails[1].header("X-Alert-State"), "RESOLVED", "{}", mails[1].raw);
+    assert_eq!(mails.len(), 2, "one cause, one mail and its end");
 }
 
 #[tokio::test]
@@ -488,4 +538,12 @@ async fn the_certificate_of_a_real_postgresql_is_seen_and_nothing_stands_in_its_
         assert_eq!(value(&result, "certificate_served_matches_disk"), Some(1.0));
     }
     assert_eq!(said(), before, "a polite end leaves no line in the log");
+}
+
+#[test]
+fn its_rules_speak_when_they_should_and_only_then() {
+    let Some(promtool) = program("promtool") else { return };
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("alerts/tests/certificate.yml");
+    let output = Command::new(promtool).args(["test", "rules"]).arg(file).output().expect("promtool runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

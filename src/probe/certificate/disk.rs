@@ -97,7 +97,7 @@ fn look(patterns: &[String]) -> Look {
     let mut look = Look::default();
     let mut files = 0;
     for pattern in patterns {
-        let before = (look.bundles.len(), look.denied.is_some(), look.broken.len());
+        let before = files;
         for path in matching(pattern) {
             files += 1;
             if files > MAX_FILES {
@@ -107,7 +107,7 @@ fn look(patterns: &[String]) -> Look {
             }
             look.add(path);
         }
-        if before == (look.bundles.len(), look.denied.is_some(), look.broken.len()) && look.denied.is_none() {
+        if files == before {
             look.broken.push(Failure::new(Reason::Missing, format!("{pattern}: expected at least one file, found none")));
         }
     }

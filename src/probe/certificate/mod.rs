@@ -1,6 +1,6 @@
 //! Looks at certificates: on disk, as they are served, and whether both are the same.
 //!
-//! A target per pattern of `files` ([`disk`]) and one per entry of `served` ([`served`]). Names are those of
+//! A target per pattern of `files` (`disk`) and one per entry of `served` (`served`). Names are those of
 //! x509-certificate-exporter and blackbox_exporter; what neither measures, the share of the lifetime and whether the
 //! certificate that is served is the one on disk, is `certificate_*`.
 

@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,6 +37,11 @@ static COMPLETE: Family = Family::gauge(
 static MATCHES: Family = Family::gauge(
     "certificate_served_matches_disk",
     "Whether the certificate that is served is one of those on disk that cover its name; absent where none does, or not all may be read",
+);
+
+static NEWER: Family = Family::gauge(
+    "certificate_disk_newer_seconds",
+    "How much later the newest certificate on disk that covers the name begins than the one that is served; negative where an older one lies there",
 );
 
 /// One place where a certificate is served.
@@ -273,12 +277,15 @@ impl Served {
         if candidates.is_empty() || (!same && look.denied.is_some()) {
             return None;
         }
-        rec.set_with(&MATCHES, &[("address", &shown.address.to_string())], f64::from(u8::from(same)));
+        let newest = candidates.iter().max_by_key(|bundle| bundle.chain[0].not_before)?;
+        let (on_disk, path) = (&newest.chain[0], newest.path.display());
+        let ip = shown.address.to_string();
+        let labels = [("address", ip.as_str())];
+        rec.set_with(&MATCHES, &labels, f64::from(u8::from(same)));
+        rec.set_with(&NEWER, &labels, (on_disk.not_before - leaf.not_before) as f64);
         if same {
             return None;
         }
-        let newest = candidates.iter().max_by_key(|bundle| bundle.chain[0].not_before)?;
-        let (on_disk, path) = (&newest.chain[0], told(&newest.path));
         let until = Timestamp::from_secs(on_disk.not_after);
         Some(if on_disk.not_before >= leaf.not_before {
             format!("{path} holds a newer certificate (valid until {until}) that is not served: the server was not reloaded (nginx -t && systemctl reload nginx)")
@@ -308,10 +315,6 @@ fn lock<'a, 'b>(progress: &'a Mutex<Progress<'b>>) -> std::sync::MutexGuard<'a, 
 /// Whether this host itself has no way to such an address.
 fn is_no_way(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable)
-}
-
-fn told(path: &Path) -> String {
-    path.display().to_string()
 }
 
 /// Prints a duration in its larger units: `3d`, `5h`.
