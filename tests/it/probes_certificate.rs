@@ -191,6 +191,13 @@ async fn what_browsers_refuse_is_a_failure_with_its_own_words_and_is_measured_al
         let signed = rcgen::generate_simple_self_signed([SITE.to_owned()]).expect("is signed");
         (signed.cert.pem(), signed.signing_key.serialize_pem())
     };
+    // As `openssl req -x509` makes them.
+    let marked = {
+        let mut params = rcgen::CertificateParams::new(vec![SITE.to_owned()]).expect("is a name");
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let key = rcgen::KeyPair::generate().expect("a key");
+        (params.self_signed(&key).expect("is signed").pem(), key.serialize_pem())
+    };
     let (expired, early) = (nginx.authority.issue_for(&[SITE], (-92.0, -2.0)), nginx.authority.issue_for(&[SITE], (0.5, 90.5)));
     // What is wrong; certificate_covers_name and certificate_chain_complete.
     for (pair, words, covers, complete) in [
@@ -212,6 +219,7 @@ async fn what_browsers_refuse_is_a_failure_with_its_own_words_and_is_measured_al
         ),
         (Authority::new().issue_for(&[SITE], valid), "is not signed by the \"Proctor test authority\" that this host trusts", 1.0, 1.0),
         (own, "is self-signed", 1.0, 1.0),
+        (marked, "is self-signed", 1.0, 1.0),
         (between.issue_for(&[SITE], (-92.0, -2.0)), "the certificate expired", 1.0, 0.0),
     ] {
         serve(&nginx, &pair).await;

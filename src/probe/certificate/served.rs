@@ -199,8 +199,11 @@ impl Served {
             rustls::Error::InvalidCertificate(Wrong::Expired | Wrong::ExpiredContext { .. }) => {
                 "a certificate of the chain, not the server's own, has expired".to_owned()
             }
+            // Not only an unknown issuer: openssl marks what it makes as an authority, which no server's own may be.
+            rustls::Error::InvalidCertificate(_) if leaf.is_self_signed() => format!(
+                "the certificate is self-signed ({issuer}): nobody trusts it who was not told to (ca_file, and not marked CA:TRUE itself)"
+            ),
             rustls::Error::InvalidCertificate(Wrong::UnknownIssuer) => match chain.len() {
-                _ if leaf.is_self_signed() => format!("the certificate is self-signed ({issuer}): nobody trusts it who was not told to (ca_file)"),
                 _ if complete => {
                     let root = top(chain).map_or("", |top| top.subject.as_str());
                     format!("the chain leads to {root:?}, which this host does not trust: is it an authority of your own (ca_file)?")
