@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::App;
-use crate::client::net::chain;
+use crate::client::{self, net::chain};
 use crate::model::duration::{print, print_measured};
 use crate::model::labels::fnv1a;
 use crate::model::{Matcher, Timestamp};
@@ -24,7 +24,7 @@ impl App {
     /// Carries a command out; what is changed is stored before the answer.
     pub(super) async fn carry(&self, command: Command, peer: Peer) -> Result<Reply, String> {
         let now = tasks::now();
-        let by = user_name(peer.uid);
+        let by = client::user_name(peer.uid).unwrap_or_else(|| format!("uid {}", peer.uid));
         match command {
             Command::Reload {} => self.reload().await.map(|()| Reply::text("reloaded")).map_err(|error| chain(&error)),
             Command::SilenceAdd { matchers, for_ms, comment } => {
@@ -195,15 +195,4 @@ fn list(rows: impl Iterator<Item = String>, none: &str) -> Reply {
         debug_assert!(written.is_ok());
     }
     Reply::text(if text.is_empty() { none.to_owned() } else { text.trim_end().to_owned() })
-}
-
-/// Returns the name of a user in `/etc/passwd`, else the number.
-fn user_name(uid: u32) -> String {
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    });
-    name.unwrap_or_else(|| format!("uid {uid}"))
 }

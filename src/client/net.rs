@@ -367,6 +367,17 @@ impl Trust {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
         Self(verifier.map_err(|error| format!("no trusted root is known on this host ({error}): install ca-certificates")))
     }
+
+    /// Verifies a chain, leaf first: it leads to a trusted root, is valid at that moment, and covers the name. What is
+    /// wrong with the chain comes before what is wrong with the name.
+    ///
+    /// # Errors
+    /// [`rustls::Error::InvalidCertificate`] with what is wrong, another where nothing can be verified.
+    pub fn verify(&self, chain: &[CertificateDer<'_>], name: &ServerName<'_>, at: UnixTime) -> Result<(), rustls::Error> {
+        let verifier = self.0.as_ref().map_err(|why| rustls::Error::General(why.clone()))?;
+        let (leaf, intermediates) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        verifier.verify_server_cert(leaf, intermediates, name, &[], at).map(|_| ())
+    }
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
@@ -388,19 +399,17 @@ impl ServerCertVerifier for Observer {
         end_entity: &CertificateDer<'_>,
         intermediates: &[CertificateDer<'_>],
         server_name: &ServerName<'_>,
-        ocsp: &[u8],
+        _ocsp: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        let verdict = match &self.trust.0 {
-            Ok(verifier) => match verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp, now) {
-                Ok(_) => Ok(()),
-                Err(rustls::Error::InvalidCertificate(why)) => Err(why.to_string()),
-                Err(error) => Err(error.to_string()),
-            },
-            Err(why) => Err(why.clone()),
-        };
+        let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).map(|der| der.clone().into_owned()).collect();
+        let verdict = self.trust.verify(&chain, server_name, now).map_err(|error| match error {
+            rustls::Error::InvalidCertificate(why) => why.to_string(),
+            rustls::Error::General(why) => why,
+            error => error.to_string(),
+        });
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        seen.chain = std::iter::once(end_entity).chain(intermediates).map(|der| der.clone().into_owned()).collect();
+        seen.chain = chain;
         seen.verdict = verdict;
         Ok(ServerCertVerified::assertion())
     }

@@ -83,14 +83,26 @@ pub fn read(path: &Path) -> Result<Secret, SecretError> {
 /// [`SecretError`].
 pub fn trust(ca_file: Option<&Path>) -> Result<Trust, SecretError> {
     let Some(path) = ca_file else { return Ok(Trust::system()) };
+    Ok(Trust::only(certificates(path, &regular(path, MAX_CERTIFICATES)?)?))
+}
+
+/// Returns the certificates in a PEM text that was read from `path`, in their order; keys and all else are passed over.
+///
+/// # Errors
+/// [`SecretError::Content`] where it is no PEM, or holds no certificate.
+pub fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, SecretError> {
     let content = |what| SecretError::Content { path: path.to_owned(), what };
-    let pem = bounded(path, MAX_CERTIFICATES, |_, _| true)?;
-    let certificates: Vec<CertificateDer<'static>> =
-        CertificateDer::pem_slice_iter(&pem).collect::<Result<_, _>>().map_err(|_| content("is not PEM"))?;
-    if certificates.is_empty() {
-        return Err(content("holds no certificate"));
-    }
-    Ok(Trust::only(certificates))
+    let found: Vec<CertificateDer<'static>> =
+        CertificateDer::pem_slice_iter(pem).collect::<Result<_, _>>().map_err(|_| content("is not PEM"))?;
+    if found.is_empty() { Err(content("holds no certificate")) } else { Ok(found) }
+}
+
+/// Reads a regular file of at most `limit` bytes; a FIFO, a device or a folder is refused at once.
+///
+/// # Errors
+/// [`SecretError`].
+pub fn regular(path: &Path, limit: u64) -> Result<Vec<u8>, SecretError> {
+    bounded(path, limit, |_, _| true)
 }
 
 /// Reads a regular file; `allowed` judges its mode and its path without links.

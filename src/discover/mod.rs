@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use procfs::net::TcpState;
 
@@ -32,12 +33,16 @@ struct Port {
     owner: Option<(String, Vec<String>)>,
 }
 
-/// Looks at the listening sockets of this host.
+/// Where certbot keeps the certificates that are in use.
+const CERTBOT: &str = "/etc/letsencrypt/live";
+
+/// Looks at the listening sockets of this host, and for certificates.
 pub fn look() -> Found {
     let mut found = Found::default();
     for port in listening() {
         found.add_port(&port);
     }
+    found.add_certificates(Path::new(CERTBOT));
     found
 }
 
@@ -50,6 +55,25 @@ impl Found {
         let written = unique.map(|name| writeln!(self.probes, "  {name}: {{{entry}}}"));
         debug_assert!(matches!(written, Some(Ok(()))));
         self.watched.push(told);
+    }
+
+    /// Adds certbot's certificates where there are some; which names are served, the files do not say for sure.
+    fn add_certificates(&mut self, live: &Path) {
+        // A folder that may not be read is watched too: the probe then says the line that opens it.
+        let empty = std::fs::read_dir(live).is_ok_and(|entries| !entries.flatten().any(|entry| entry.path().is_dir()));
+        if !live.is_dir() || empty {
+            return;
+        }
+        let files = format!("{}/*/fullchain.pem", live.display());
+        self.add(
+            "certificates",
+            &format!("certificate: {{files: [\"{files}\"]}}"),
+            format!("certificates in {files}: how long they are valid"),
+        );
+        self.left_out.push(format!(
+            "whether the certificates in {} are those that are served; name where, under probes: (certificate: {{served: [\"NAME:443\"]}})",
+            live.display()
+        ));
     }
 
     fn add_port(&mut self, port: &Port) {
@@ -178,6 +202,25 @@ mod tests {
         ] {
             assert_eq!(forwarded(&line(command), port), wanted, "{command}");
         }
+    }
+
+    #[test]
+    fn certificates_of_certbot_are_watched_where_there_are_some() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let found = || {
+            let mut found = Found::default();
+            found.add_certificates(&folder.path().join("live"));
+            found
+        };
+        assert_eq!(found().probes, "");
+        std::fs::create_dir(folder.path().join("live")).expect("a folder");
+        std::fs::write(folder.path().join("live/README"), "").expect("is written");
+        assert_eq!(found().probes, "");
+        std::fs::create_dir(folder.path().join("live/site")).expect("a folder");
+        let found = found();
+        let file = format!("{}/live/*/fullchain.pem", folder.path().display());
+        assert_eq!(found.probes, format!("  certificates: {{certificate: {{files: [\"{file}\"]}}}}\n"));
+        assert_eq!((found.watched.len(), found.left_out.len()), (1, 1));
     }
 
     #[test]

@@ -27,9 +27,9 @@ static LENGTH: Family = Family::gauge("probe_http_content_length", "The length t
 static BODY: Family = Family::gauge("probe_http_uncompressed_body_length", "The length of the body that came");
 static SSL: Family = Family::gauge("probe_http_ssl", "Whether the answer came over TLS");
 static VERSION: Family = Family::gauge("probe_http_version", "The version of HTTP of the answer");
-static EXPIRY: Family =
+pub(super) static EXPIRY: Family =
     Family::gauge("probe_ssl_earliest_cert_expiry", "When the first of the served certificates expires, in seconds since the epoch");
-static TLS_VERSION: Family = Family::gauge("probe_tls_version_info", "The version of TLS that was agreed on");
+pub(super) static TLS_VERSION: Family = Family::gauge("probe_tls_version_info", "The version of TLS that was agreed on");
 
 /// The largest `max_body`: what one probe may hold of an answer.
 const LARGEST_BODY: u64 = 16 << 20;

@@ -221,6 +221,8 @@ kinds! {
     gunicorn: GunicornConfig,
     /// Asks memcached: its counters, and a value through the cache.
     memcached: MemcachedConfig,
+    /// Looks at certificates, on disk and as they are served, and whether both are the same.
+    certificate: CertificateConfig,
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

@@ -14,6 +14,7 @@ mod durability;
 mod exposition;
 mod mail;
 mod pipeline;
+mod probes_certificate;
 mod probes_data;
 mod probes_web;
 mod promql;

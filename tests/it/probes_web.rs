@@ -15,7 +15,7 @@ use super::support::nginx::{Authority, Nginx};
 use super::support::process::{eventually, free_port};
 
 /// Asks once, as the scheduler does, the target of this name of a probe in YAML.
-async fn ask_target(yaml: &str, name: Option<&str>, timeout: Duration) -> ProbeResult {
+pub(crate) async fn ask_target(yaml: &str, name: Option<&str>, timeout: Duration) -> ProbeResult {
     let config: ProbeConfig = from_text("proctor.yml", yaml).unwrap_or_else(|problems| panic!("{yaml}: {problems:?}"));
     let planned = config.plan().unwrap_or_else(|why| panic!("{yaml}: {why}"));
     let names: Vec<_> = planned.iter().map(|planned| planned.target.clone()).collect();
@@ -43,7 +43,7 @@ async fn ask_briefly(yaml: &str) -> ProbeResult {
     ask_target(yaml, None, Duration::from_millis(1500)).await
 }
 
-fn value(result: &ProbeResult, name: &str) -> Option<f64> {
+pub(crate) fn value(result: &ProbeResult, name: &str) -> Option<f64> {
     result.samples.iter().find(|sample| sample.family.name == name).map(|sample| sample.value)
 }
 
@@ -53,7 +53,7 @@ fn phases(result: &ProbeResult) -> Vec<String> {
 }
 
 #[track_caller]
-fn failed(result: &ProbeResult, reason: Reason, words: &str) {
+pub(crate) fn failed(result: &ProbeResult, reason: Reason, words: &str) {
     let Err(Failure { reason: found, detail }) = &result.outcome else { panic!("expected {reason}, found success") };
     assert_eq!(*found, reason, "{detail}");
     assert!(detail.contains(words), "{words:?} in {detail:?}");
@@ -71,7 +71,7 @@ async fn refused(yaml: &str, name: Option<&str>) -> ProbeResult {
 }
 
 #[track_caller]
-fn well(result: &ProbeResult) {
+pub(crate) fn well(result: &ProbeResult) {
     assert_eq!(result.outcome, Ok(()), "{:?}", result.samples);
 }
 

@@ -18,13 +18,44 @@ pub(crate) struct Authority {
 impl Authority {
     /// Makes one.
     pub(crate) fn new() -> Self {
+        Self::named("Proctor test authority")
+    }
+
+    /// Makes one of this name.
+    pub(crate) fn named(common: &str) -> Self {
         let mut params = CertificateParams::default();
-        params.distinguished_name = name("Proctor test authority");
+        params.distinguished_name = name(common);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate().expect("a key can be made");
         let pem = params.self_signed(&key).expect("it signs itself").pem();
         Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// Makes one that this one vouches for: what it issues needs its certificate beside it.
+    pub(crate) fn intermediate(&self) -> Self {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = name("Proctor test intermediate");
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let key = KeyPair::generate().expect("a key can be made");
+        let pem = params.signed_by(&key, &self.issuer).expect("it is signed").pem();
+        Self { issuer: Issuer::new(params, key), pem }
+    }
+
+    /// Issues a certificate for these names that is valid from and until so many days from now; returns certificate and
+    /// key as PEM.
+    pub(crate) fn issue_for(&self, names: &[&str], (from, until): (f64, f64)) -> (String, String) {
+        let day = |days: f64| {
+            let away = Duration::from_secs_f64(days.abs() * 86_400.0);
+            let now = std::time::SystemTime::now();
+            if days < 0.0 { now - away } else { now + away }
+        };
+        let mut params = CertificateParams::new(names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>()).expect("names are names");
+        params.distinguished_name = name(names[0]);
+        (params.not_before, params.not_after) = (day(from).into(), day(until).into());
+        let key = KeyPair::generate().expect("a key can be made");
+        (params.signed_by(&key, &self.issuer).expect("it is signed").pem(), key.serialize_pem())
     }
 
     /// Issues a certificate for these names that ends in the year given; returns certificate and key as PEM.

@@ -1,0 +1,274 @@
+//! Certificates on disk: PEM files, found by patterns in every run, so that a new one needs no reload.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rustls::crypto::ring::sign::any_supported_type;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::PemObject;
+use rustls::sign::CertifiedKey;
+use rustix::fs::Access;
+use tokio::sync::Semaphore;
+
+use super::facts::Facts;
+use super::{record_dates, record_remaining};
+use crate::client::secret::{self, SecretError};
+use crate::client::{net, user_name};
+use crate::model::{Failure, Family, Reason, Sight};
+use crate::probe::{Probe, Recorder};
+use crate::tasks;
+
+/// The most files of one look.
+const MAX_FILES: usize = 100;
+/// The largest file, in bytes, and the most certificates in one.
+const MAX_BYTES: u64 = 256 * 1024;
+const MAX_CERTIFICATES: usize = 32;
+/// The largest key, in bytes.
+const MAX_KEY: u64 = 64 * 1024;
+
+static KEY_MATCHES: Family =
+    Family::gauge("certificate_key_matches", "Whether the key beside the file belongs to its certificate; absent where the key may not be read");
+
+/// The files of some patterns.
+pub(super) struct Disk {
+    patterns: Vec<String>,
+    /// One look at a time: a network file system that hangs takes one thread, not one in every run.
+    permit: Arc<Semaphore>,
+}
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Look {
+    pub(super) bundles: Vec<Bundle>,
+    /// What may not be read, with what would open it.
+    pub(super) denied: Option<Denied>,
+    /// What is no certificate, or is not there.
+    pub(super) broken: Vec<Failure>,
+}
+
+/// One file.
+#[derive(Debug)]
+pub(super) struct Bundle {
+    pub(super) path: PathBuf,
+    /// In the order of the file, each once; at least one.
+    pub(super) chain: Vec<Facts>,
+    /// Whether the key belongs to the first certificate; nothing where there is none that may be read.
+    key_matches: Option<bool>,
+}
+
+/// Something that may not be read.
+#[derive(Clone, Debug)]
+pub(super) struct Denied {
+    pub(super) what: PathBuf,
+    pub(super) remedy: String,
+}
+
+impl Disk {
+    pub(super) fn new(patterns: Vec<String>) -> Self {
+        Self { patterns, permit: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Looks at all files, in a thread that may block.
+    pub(super) async fn look(&self) -> Look {
+        let patterns = self.patterns.clone();
+        // Never closed, so a permit comes; it travels into the thread, which may outlive this run.
+        let permit = self.permit.clone().acquire_owned().await;
+        let looked = tokio::task::spawn_blocking(move || {
+            let look = look(&patterns);
+            drop(permit);
+            look
+        });
+        looked.await.unwrap_or_else(|error| Look {
+            broken: vec![Failure::new(Reason::Internal, format!("looking at the files failed: {error}"))],
+            ..Look::default()
+        })
+    }
+
+    /// Says what is looked at.
+    pub(super) fn told(&self) -> String {
+        self.patterns.join(", ")
+    }
+}
+
+fn look(patterns: &[String]) -> Look {
+    let mut look = Look::default();
+    let mut files = 0;
+    for pattern in patterns {
+        let before = files;
+        for path in matching(pattern) {
+            files += 1;
+            if files > MAX_FILES {
+                let what = format!("{pattern}: more than {MAX_FILES} files: the rest is not looked at");
+                look.broken.push(Failure::new(Reason::TooLarge, what));
+                return look;
+            }
+            look.add(path);
+        }
+        if files == before {
+            look.broken.push(Failure::new(Reason::Missing, format!("{pattern}: expected at least one file, found none")));
+        }
+    }
+    look
+}
+
+/// Returns the files of a pattern, and what of it may not be read, as a path that will fail to be.
+fn matching(pattern: &str) -> Box<dyn Iterator<Item = PathBuf>> {
+    let special = |text: &str| text.contains(['*', '?', '[']);
+    if !special(pattern) {
+        return Box::new(std::iter::once(PathBuf::from(pattern)));
+    }
+    // The crate passes over what it may not look into where no part of it is special.
+    let plain: PathBuf = Path::new(pattern).components().take_while(|part| !part.as_os_str().to_str().is_some_and(special)).collect();
+    if plain.metadata().is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied) {
+        return Box::new(std::iter::once(plain));
+    }
+    // The last part by itself where it is a plain name: the crate passes over a link that leads nowhere.
+    let (folders, name) = match pattern.rsplit_once('/') {
+        Some((folders, name)) if !special(name) => (folders, Some(name.to_owned())),
+        _ => (pattern, None),
+    };
+    // The pattern was read when the configuration was; one that is wrong gives nothing, which is said.
+    let found = glob::glob(folders).into_iter().flatten();
+    Box::new(found.filter_map(move |found| match (found, &name) {
+        (Err(error), _) => Some(error.path().to_owned()),
+        (Ok(folder), Some(name)) => {
+            let path = folder.join(name);
+            match path.symlink_metadata() {
+                Err(error) if error.kind() != io::ErrorKind::PermissionDenied => None,
+                _ => Some(path),
+            }
+        }
+        (Ok(path), None) => (!path.is_dir()).then_some(path),
+    }))
+}
+
+impl Look {
+    fn add(&mut self, path: PathBuf) {
+        match bundle(&path) {
+            Ok(bundle) => self.bundles.push(bundle),
+            Err(SecretError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {
+                self.denied.get_or_insert_with(|| Denied { remedy: remedy(&path), what: path });
+            }
+            Err(error) => {
+                let reason = match &error {
+                    SecretError::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => Reason::Missing,
+                    SecretError::TooLarge { .. } => Reason::TooLarge,
+                    SecretError::Content { .. } => Reason::Certificate,
+                    _ => Reason::Mismatch,
+                };
+                self.broken.push(Failure::new(reason, net::chain(&error)));
+            }
+        }
+    }
+
+    /// Returns what may not be read and what opens it.
+    pub(super) fn unseen(&self) -> Option<(String, String)> {
+        let denied = self.denied.as_ref()?;
+        Some((format!("what is in {}: it may not be read", denied.what.display()), format!("run: {}", denied.remedy)))
+    }
+}
+
+fn bundle(path: &Path) -> Result<Bundle, SecretError> {
+    let content = |what| SecretError::Content { path: path.to_owned(), what };
+    let pem = secret::regular(path, MAX_BYTES)?;
+    let ders = secret::certificates(path, &pem)?;
+    if ders.len() > MAX_CERTIFICATES {
+        return Err(content("holds more than 32 certificates: this is no server's chain"));
+    }
+    let mut chain: Vec<Facts> = Vec::new();
+    for der in &ders {
+        // The same certificate twice would be the same series twice.
+        if !chain.iter().any(|known| known.der == *der) {
+            chain.push(Facts::read(der).ok_or_else(|| content("holds what is no certificate"))?);
+        }
+    }
+    // A combined file, as haproxy has it, holds its key itself.
+    let key = PrivateKeyDer::from_pem_slice(&pem).ok().or_else(|| {
+        let beside = secret::regular(&key_beside(path)?, MAX_KEY).ok()?;
+        PrivateKeyDer::from_pem_slice(&beside).ok()
+    });
+    let key_matches = key.and_then(|key| any_supported_type(&key).ok()).and_then(|key| {
+        match CertifiedKey::new(vec![chain.first()?.der.clone()], key).keys_match() {
+            Ok(()) => Some(true),
+            Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::KeyMismatch)) => Some(false),
+            Err(_) => None,
+        }
+    });
+    Ok(Bundle { path: path.to_owned(), chain, key_matches })
+}
+
+/// Returns where the key of a certificate lies by custom: certbot's `privkey.pem`, else `NAME.key`.
+fn key_beside(path: &Path) -> Option<PathBuf> {
+    match path.file_name()?.to_str()? {
+        "fullchain.pem" | "cert.pem" => Some(path.with_file_name("privkey.pem")),
+        "chain.pem" => None,
+        _ => Some(path.with_extension("key")).filter(|key| key != path),
+    }
+}
+
+/// Returns the one command that lets this user read a file. Keys stay closed: certbot gives each its own mode 0600.
+fn remedy(path: &Path) -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    let user = user_name(uid).unwrap_or_else(|| uid.to_string());
+    let folders: Vec<&Path> = path.ancestors().collect();
+    if let Some(live) = folders.iter().find(|folder| folder.file_name().is_some_and(|name| name == "live" || name == "archive")) {
+        // What lies in `live` are links into `archive`; both are closed together.
+        let (live, archive) = (live.with_file_name("live"), live.with_file_name("archive"));
+        return format!("setfacl -m u:{user}:rx {} {}", live.display(), archive.display());
+    }
+    let closed = |folder: &&&Path| folder.is_dir() && rustix::fs::access(**folder, Access::READ_OK | Access::EXEC_OK).is_err();
+    match folders.iter().rev().find(closed) {
+        Some(folder) => format!("setfacl -m u:{user}:rx {}", folder.display()),
+        None => format!("setfacl -m u:{user}:r {}", path.display()),
+    }
+}
+
+/// The files of one pattern.
+pub(super) struct Files(pub(super) Arc<Disk>);
+
+impl Probe for Files {
+    fn run<'a>(&'a self, rec: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>> {
+        async move {
+            rec.waiting(Reason::AnswerTimeout, format!("reading {}", self.0.told()));
+            let look = self.0.look().await;
+            if let Some((missing, remedy)) = look.unseen() {
+                let nothing = look.bundles.is_empty();
+                rec.sight(if nothing { Sight::Blind { missing, remedy } } else { Sight::Partial { missing, remedy } });
+            }
+            for bundle in &look.bundles {
+                record(rec, bundle);
+            }
+            match look.broken.as_slice() {
+                [] => Ok(()),
+                [only] => Err(only.clone()),
+                [first, rest @ ..] => Err(Failure::new(first.reason, format!("{first}; and {} more", rest.len()))),
+            }
+        }
+        .boxed()
+    }
+}
+
+fn record(rec: &mut Recorder, bundle: &Bundle) {
+    let now = tasks::now();
+    let path = bundle.path.to_string_lossy();
+    for (index, certificate) in bundle.chain.iter().enumerate() {
+        let labels = [
+            ("filepath", path.as_ref()),
+            ("position", if index == 0 { "leaf" } else { "intermediate" }),
+            ("serial_number", certificate.serial.as_str()),
+            ("subject_CN", certificate.subject.as_str()),
+            ("issuer_CN", certificate.issuer.as_str()),
+        ];
+        record_dates(rec, &labels, certificate, now);
+    }
+    let labels = [("filepath", path.as_ref())];
+    if let Some(leaf) = bundle.chain.first() {
+        record_remaining(rec, &labels, leaf, now);
+    }
+    if let Some(matches) = bundle.key_matches {
+        rec.set_with(&KEY_MATCHES, &labels, f64::from(u8::from(matches)));
+    }
+}
