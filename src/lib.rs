@@ -43,7 +43,7 @@
 //! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret: plain types, no I/O, no clock |
 //! | `src/metrics.rs` | every `proctor_*` metric: name, help, labels; the only place that registers one |
 //! | `src/tasks.rs` | the clock, named supervised tasks, the staged stop |
-//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, docker, systemd, smtp, secret files |
+//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
 //! | `src/alerts.rs` | the table of what is active now, with a change signal |

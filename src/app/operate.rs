@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::App;
 use crate::client::net::chain;
+use crate::client::process::user_name;
 use crate::model::duration::{print, print_measured};
 use crate::model::labels::fnv1a;
 use crate::model::{Matcher, Timestamp};
@@ -195,15 +196,4 @@ fn list(rows: impl Iterator<Item = String>, none: &str) -> Reply {
         debug_assert!(written.is_ok());
     }
     Reply::text(if text.is_empty() { none.to_owned() } else { text.trim_end().to_owned() })
-}
-
-/// Returns the name of a user in `/etc/passwd`, else the number.
-fn user_name(uid: u32) -> String {
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let name = users.lines().find_map(|line| {
-        let mut fields = line.split(':');
-        let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
-    });
-    name.unwrap_or_else(|| format!("uid {uid}"))
 }

@@ -3,6 +3,8 @@
 pub mod docker;
 pub mod http;
 pub mod net;
+pub mod process;
 pub mod secret;
 pub mod smtp;
+pub mod sock_diag;
 pub mod systemd;

@@ -218,6 +218,8 @@ kinds! {
     gunicorn: GunicornConfig,
     /// Asks memcached: its counters, and a value through the cache.
     memcached: MemcachedConfig,
+    /// Asks the far end of an SSH tunnel, in the protocol that it speaks.
+    tunnel: TunnelConfig,
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.
