@@ -172,8 +172,6 @@ impl Tunnel {
                 return Ok(None);
             }
         };
-        let own = kept.open.as_ref().and_then(Open::accepted).is_some_and(|half| !half.taken);
-        rec.set(&QUEUE, f64::from(listener.queue.waiting.saturating_sub(u32::from(own))));
         if self.config.owner.is_empty() {
             return Ok(None);
         }
@@ -310,7 +308,11 @@ impl Tunnel {
         let mut kept = self.kept.lock().await;
         rec.waiting(Reason::Resolve, format!("looking up the name of {address}"));
         let addresses = net::lookup(address, &mut Phases::default()).await.map_err(|error| failure(&error))?;
+        let own = kept.open.as_ref().and_then(Open::accepted).is_some_and(|half| !half.taken);
         let listener = Self::listener(&addresses);
+        if let Ok(Some(Listener { queue, .. })) = &listener {
+            rec.set(&QUEUE, f64::from(queue.waiting.saturating_sub(u32::from(own))));
+        }
         let owner = self.owner(rec, &mut kept, &listener).await;
         if owner.is_err() {
             kept.open = None;

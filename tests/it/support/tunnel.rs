@@ -14,7 +14,8 @@ pub(crate) fn as_user(user: &str, program: &Path) -> Command {
         return Command::new(program);
     }
     let mut command = Command::new("setpriv");
-    command.args([&format!("--reuid={user}"), &format!("--regid={user}"), "--clear-groups", "--"]).arg(program);
+    let group = if user == "nobody" { "nogroup" } else { user };
+    command.args([&format!("--reuid={user}"), &format!("--regid={group}"), "--clear-groups", "--"]).arg(program);
     command
 }
 
@@ -85,7 +86,11 @@ impl Tunnel {
     }
 
     async fn ready(&self) {
-        listens("ssh -L listens", *self.ports.last().expect("it leads somewhere")).await;
+        let last = std::net::SocketAddr::from(([127, 0, 0, 1], *self.ports.last().expect("it leads somewhere")));
+        eventually("ssh -L listens", Duration::from_secs(60), || async {
+            proctor::client::sock_diag::tcp(last).expect("the kernel tells").map(drop)
+        })
+        .await;
     }
 
     /// Kills ssh and starts it again on the same ports.
@@ -95,9 +100,27 @@ impl Tunnel {
         self.ready().await;
     }
 
+    /// Sends a signal to all that there is of sshd: each of its connections has a session of its own.
+    pub(crate) fn signal_far(&self, name: &str) {
+        fn send(pid: &str, name: &str) {
+            for child in std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default().split_whitespace() {
+                send(child, name);
+            }
+            let _ = Command::new("kill").args([&format!("-{name}"), pid]).stderr(Stdio::null()).status();
+        }
+        send(&self.sshd.pid().to_string(), name);
+    }
+
     /// What sshd logged.
     pub(crate) fn sshd_log(&self) -> String {
         std::fs::read_to_string(self.folder.path().join("sshd.log")).unwrap_or_default()
+    }
+}
+
+impl Drop for Tunnel {
+    fn drop(&mut self) {
+        // A connection of sshd that is frozen would outlive both.
+        self.signal_far("CONT");
     }
 }
 
