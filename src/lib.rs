@@ -61,6 +61,7 @@
 //! | `src/cli` | one file per command |
 //! | `templates` | the HTML of the status page and of mails |
 //! | `alerts` | Prometheus rule files, used by Proctor and by Prometheus unchanged; `alerts/tests` in promtool's format |
+//! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
 //! | `deploy` | the commented example configuration |
 //! | `tests/it` | one integration binary against real services |
 //! | `tests/stack` | installs and starts the real services |
@@ -95,8 +96,8 @@
 //!   its place, bounds the stack, and does not panic on `up offset inf`. The crate is the tests' oracle.
 //! - docker is asked through `client::http` and not bollard: four requests, bounded replies, and no environment of a
 //!   container is ever decoded.
-//! - [`remediate`] is built and tested, and not yet wired by [`app`]: nothing acts. `certificate` and `tunnel` are not
-//!   kinds of probe yet.
+//! - [`remediate`] is built and tested, and not yet wired by [`app`]: nothing acts. `certificate` is not a kind of
+//!   probe yet.
 //! - HTTP out is hyper over `client::net`, for probes and webhooks alike, and not reqwest: probes need the phases, unix
 //!   sockets and hard caps, and one way to do a thing is enough.
 
