@@ -9,6 +9,9 @@ use procfs::process::{FDTarget, all_processes};
 /// The most processes whose descriptors are looked at.
 const MAX_PROCESSES: usize = 20_000;
 
+/// The most sockets of one process.
+const MAX_SOCKETS: usize = 4096;
+
 /// How much of a command line is told, in characters.
 const MAX_COMMAND: usize = 120;
 
@@ -38,6 +41,17 @@ impl Holder {
     pub fn is_stopped(&self) -> Option<bool> {
         let stat = procfs::process::Process::new(self.pid).and_then(|process| process.stat()).ok()?;
         Some(matches!(stat.state, 'T' | 't'))
+    }
+
+    /// Returns the inodes of all its sockets, in the order in which it has opened what it holds.
+    pub fn sockets(&self) -> Vec<u64> {
+        let descriptors = procfs::process::Process::new(self.pid).and_then(|process| process.fd()).into_iter().flatten().flatten();
+        let mut sockets: Vec<(i32, u64)> = descriptors
+            .filter_map(|fd| if let FDTarget::Socket(inode) = fd.target { Some((fd.fd, inode)) } else { None })
+            .take(MAX_SOCKETS)
+            .collect();
+        sockets.sort_unstable();
+        sockets.into_iter().map(|(_, inode)| inode).collect()
     }
 }
 
@@ -97,6 +111,7 @@ mod tests {
         assert_eq!(holder.pid.unsigned_abs(), std::process::id());
         assert_eq!(holder.user, user_name(sockets[0].uid));
         assert_eq!(holder.is_stopped(), Some(false));
+        assert!(holder.sockets().contains(&u64::from(sockets[0].inode)));
         assert!(
             holder.is_one_of(&["ssh".to_owned(), format!("{}-and-more-than-the-kernel-keeps", holder.name)]) == (holder.name.len() == 15)
         );

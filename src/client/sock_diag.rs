@@ -18,8 +18,9 @@ const DONE: u16 = 3;
 /// `NLM_F_REQUEST`, and `NLM_F_REQUEST | NLM_F_DUMP`.
 const ONE: u16 = 0x1;
 const DUMP: u16 = 0x1 | 0x300;
-/// The mask of states that holds only `TCP_LISTEN`.
+/// The masks of states that hold only `TCP_LISTEN`, and only `TCP_ESTABLISHED`.
 const LISTEN: u32 = 1 << 10;
+const ESTABLISHED: u32 = 1 << 1;
 /// `AF_UNIX`, `AF_INET`, `AF_INET6`, and `IPPROTO_TCP`.
 const UNIX: u8 = 1;
 const INET: u8 = 2;
@@ -59,6 +60,33 @@ pub struct Accepted {
     pub unread: u32,
 }
 
+/// How far an established connection gets with what it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// The number of its socket, by which `/proc/PID/fd` names it.
+    pub inode: u32,
+    /// The port at this end.
+    pub port: u16,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// Bytes that were written and that the other end has not acknowledged.
+    pub unacknowledged: u32,
+    /// How often the oldest of them was sent again without success.
+    pub retransmits: u8,
+}
+
+/// Returns the established TCP connections of this network namespace.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn established() -> io::Result<Vec<Sending>> {
+    let mut found = Vec::new();
+    for family in [INET, INET6] {
+        dump(&inet_request(family, ESTABLISHED, 0), |row| found.extend(sending_row(row)))?;
+    }
+    Ok(found)
+}
+
 /// Returns the accept queue of whoever would take a connection to `address`: the sum where several share the port
 /// (`SO_REUSEPORT`), nothing where nobody listens in this network namespace.
 ///
@@ -78,7 +106,7 @@ pub fn listeners(address: SocketAddr) -> io::Result<Vec<Listener>> {
     let families: &[u8] = if address.is_ipv4() { &[INET, INET6] } else { &[INET6] };
     for family in families {
         let mut found = Vec::new();
-        dump(&inet_request(*family, address.port()), |row| found.extend(inet_row(row)))?;
+        dump(&inet_request(*family, LISTEN, address.port()), |row| found.extend(inet_row(row)))?;
         // As the kernel chooses: the exact address wins over the wildcard.
         for wanted in [address.ip(), wildcard(*family)] {
             let fitting: Vec<Listener> =
@@ -131,10 +159,10 @@ const fn wildcard(family: u8) -> IpAddr {
     if family == INET { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) }
 }
 
-/// `struct inet_diag_req_v2` (linux/inet_diag.h): listening TCP sockets with this local port.
-fn inet_request(family: u8, port: u16) -> Vec<u8> {
+/// `struct inet_diag_req_v2` (linux/inet_diag.h): TCP sockets in these states with this local port, 0 for any.
+fn inet_request(family: u8, states: u32, port: u16) -> Vec<u8> {
     let mut request = vec![family, TCP, 0, 0];
-    request.extend(LISTEN.to_ne_bytes());
+    request.extend(states.to_ne_bytes());
     request.extend(port.to_be_bytes());
     request.resize(56, 0);
     request
@@ -170,13 +198,32 @@ fn pair_row(row: &[u8]) -> Option<Accepted> {
 
 /// `struct inet_diag_msg` of a listener, with its address.
 fn inet_row(row: &[u8]) -> Option<(IpAddr, Listener)> {
-    let ip = match *row.first()? {
-        INET => IpAddr::from(<[u8; 4]>::try_from(row.get(8..12)?).ok()?),
-        INET6 => IpAddr::from(<[u8; 16]>::try_from(row.get(8..24)?).ok()?).to_canonical(),
-        _ => return None,
-    };
+    let ip = ip_at(row, 8)?;
     let queue = Queue { waiting: u32_at(row, 56)?, max: u32_at(row, 60)? };
     Some((ip, Listener { queue, uid: u32_at(row, 64)?, inode: u32_at(row, 68)? }))
+}
+
+/// `struct inet_diag_msg` of a connection, with its peer and what it has sent.
+fn sending_row(row: &[u8]) -> Option<Sending> {
+    /// `idiag_timer`: the retransmission timer runs, and `idiag_retrans` counts for it.
+    const RETRANSMITS: u8 = 1;
+    let port = |at: usize| row.get(at..at + 2)?.try_into().ok().map(u16::from_be_bytes);
+    Some(Sending {
+        inode: u32_at(row, 68)?,
+        port: port(4)?,
+        peer: SocketAddr::new(ip_at(row, 24)?, port(6)?),
+        unacknowledged: u32_at(row, 60)?,
+        retransmits: if *row.get(2)? == RETRANSMITS { *row.get(3)? } else { 0 },
+    })
+}
+
+/// An address of a row's own family.
+fn ip_at(row: &[u8], at: usize) -> Option<IpAddr> {
+    match *row.first()? {
+        INET => Some(IpAddr::from(<[u8; 4]>::try_from(row.get(at..at + 4)?).ok()?)),
+        INET6 => Some(IpAddr::from(<[u8; 16]>::try_from(row.get(at..at + 16)?).ok()?).to_canonical()),
+        _ => None,
+    }
 }
 
 /// `struct unix_diag_req` (linux/unix_diag.h): listening sockets with name and queue.
@@ -320,6 +367,24 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_sends_what_nobody_reads_is_found_with_both_its_ends() {
+        use std::io::Write;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let find = || {
+            let (own, peer) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+            established().unwrap().into_iter().find(|one| one.port == own.port() && one.peer == peer).unwrap()
+        };
+        let idle = find();
+        assert_eq!((idle.unacknowledged, idle.retransmits), (0, 0));
+        assert_ne!(idle.inode, 0);
+        client.set_nonblocking(true).unwrap();
+        while (&client).write(&[0; 65536]).is_ok() {}
+        assert!(find().unacknowledged > 0, "the other end's buffer is full");
+        client.flush().unwrap();
+    }
+
+    #[test]
     fn the_queue_of_a_socket_in_the_file_system_is_found_through_links_and_after_a_rebind() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("app.sock");
@@ -354,6 +419,7 @@ mod tests {
         for length in 0..90 {
             inet_row(&[INET6; 90][..length]);
             pair_row(&[INET6; 90][..length]);
+            sending_row(&[INET6; 90][..length]);
             unix_row(&[1; 90][..length]);
             unix_row(&vec![4; 90][..length]);
         }

@@ -142,6 +142,47 @@ async fn a_frozen_and_a_closed_far_end_a_frozen_and_a_killed_ssh_have_four_reaso
 }
 
 #[tokio::test]
+async fn a_dead_path_to_the_far_host_is_told_from_a_far_end_that_is_silent() {
+    let Some(tunnel) = Tunnel::to(&["sshd"]).await else { return };
+    let probe = Probe::of(tunnel.ports[0], "ssh", "", Duration::from_secs(2));
+    let result = probe.ask().await;
+    well(&result);
+    assert_eq!(value(&result, "tunnel_ssh_retransmits"), Some(0.0));
+    let Some(cut) = tunnel.cut() else { return };
+    let result = probe.ask().await;
+    failed(&result, Reason::RemoteSilent, &format!("; ssh's own connection to 127.0.0.1:{} has ", tunnel.sshd_port));
+    failed(&result, Reason::RemoteSilent, "times: the path to the far host is dead");
+    let result = probe.ask().await;
+    for name in ["tunnel_ssh_retransmits", "tunnel_ssh_unacknowledged_bytes"] {
+        assert!(value(&result, name).is_some_and(|value| value > 0.0), "{name}: {:?}", result.samples);
+    }
+    drop(cut);
+    eventually("the path carries again", Duration::from_secs(20), || async { probe.ask().await.outcome.is_ok().then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn sql_server_is_asked_by_the_bytes_of_its_documentation() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    // The request of [MS-TDS] §4.1 and what SQL Server 2012 SP1 answered to it (see src/probe/tunnel/dialect.rs).
+    const REQUEST: &[u8] = b"\x12\x01\x00\x2f\x00\x00\x01\x00\x00\x00\x1a\x00\x06\x01\x00\x20\x00\x01\x02\x00\x21\x00\x01\x03\x00\x22\x00\x04\x04\x00\x26\x00\x01\xff\x09\x00\x00\x00\x00\x00\x01\x00\xb8\x0d\x00\x00\x01";
+    const ANSWER: &[u8] = b"\x04\x01\x00\x2b\x00\x00\x01\x00\x00\x00\x1a\x00\x06\x01\x00\x20\x00\x01\x02\x00\x21\x00\x01\x03\x00\x22\x00\x00\x04\x00\x22\x00\x01\xff\x0b\x00\x0b\xb8\x00\x00\x01\x00\x01";
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let far = listener.local_addr().expect("it is bound").to_string();
+    let Some(tunnel) = Tunnel::to(&[&far]).await else { return };
+    let probe = Probe::new(tunnel.ports[0], "mssql");
+    let server = async {
+        let (mut stream, _) = listener.accept().await.expect("sshd connects");
+        let mut request = vec![0u8; REQUEST.len()];
+        stream.read_exact(&mut request).await.expect("it asks");
+        assert_eq!(request, REQUEST);
+        stream.write_all(ANSWER).await.expect("it listens");
+        assert_eq!(stream.read(&mut [0; 1]).await.expect("it is not broken off"), 0, "and says no more");
+    };
+    let (result, ()) = tokio::join!(probe.ask(), server);
+    well(&result);
+}
+
+#[tokio::test]
 async fn whatever_is_frozen_one_connection_is_left_behind_at_most() {
     let Some(postgres) = Postgres::start(false).await else { return };
     let Some(tunnel) = Tunnel::to(&[&format!("127.0.0.1:{}", postgres.port)]).await else { return };
@@ -298,6 +339,10 @@ async fn a_mysql_server_never_blocks_the_tunnels_host() {
     }
     assert_eq!(mariadb.counter("Aborted_connects"), counted, "who is let in is counted nowhere");
     assert_eq!(mariadb.counter("Aborted_clients"), 0, "and says goodbye");
+    mariadb.ask("SET GLOBAL require_secure_transport = ON");
+    for _ in 0..20 {
+        well(&refused.ask().await);
+    }
     // That this can fail: rude clients are blocked at once, and the probe says so.
     for _ in 0..3 {
         use tokio::io::AsyncReadExt;

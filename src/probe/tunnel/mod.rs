@@ -30,13 +30,13 @@ use super::tcp::{beginning, record_net};
 use super::{Planned, Probe, Recorder, failure};
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
 use crate::client::process::{self, Holder, user_name};
-use crate::client::sock_diag::{self, Accepted, Listener};
+use crate::client::sock_diag::{self, Accepted, Listener, Sending};
 use crate::model::duration::print_measured;
 use crate::model::{Failure, Family, Reason, Sight};
 pub use dialect::Dialect;
 
 /// How often the kernel is asked how far the connection got.
-const LOOK: Duration = Duration::from_millis(100);
+const LOOK: Duration = Duration::from_millis(200);
 
 /// How long a silent connection that ssh has taken is kept before another is tried in its place: the far end may have
 /// forgotten it (a firewall, a power cut), and only a new one would see that it is well again.
@@ -50,6 +50,12 @@ static CONNECT: Family = Family::gauge("tunnel_connect_duration_seconds", "How l
 static ANSWER: Family =
     Family::gauge("tunnel_answer_duration_seconds", "How long the answer of the far end took, once connected to the near one");
 static QUEUE: Family = Family::gauge("tunnel_accept_queue", "Connections that ssh has not taken yet, without Proctor's own");
+static UNACKNOWLEDGED: Family =
+    Family::gauge("tunnel_ssh_unacknowledged_bytes", "Bytes that ssh has sent over its own connection and the far host has not acknowledged");
+static RETRANSMITS: Family = Family::gauge(
+    "tunnel_ssh_retransmits",
+    "How often the oldest unacknowledged bytes of ssh's own connection were sent again; above 0 for long is a dead path",
+);
 
 crate::config_struct! {
     /// Asks the far end of an SSH tunnel (`ssh -L`): the first step of the protocol that it speaks, without a login, so
@@ -280,10 +286,15 @@ impl Tunnel {
             rec.waiting(Reason::AnswerTimeout, format!("{at}, the answer is not complete, found so far {}", beginning(&open.came)));
             return;
         }
+        let path = || holder.and_then(|holder| path_of(holder, near_port(&self.config.address))).filter(|path| path.retransmits > 0);
         match open.accepted() {
             Some(Accepted { taken: false, .. }) => {
                 rec.waiting(Reason::SshHung, format!("{at} by the kernel, but no process has taken the connection: {}", hangs(holder)));
             }
+            Some(_) if let Some(Sending { peer, unacknowledged, retransmits, .. }) = path() => rec.waiting(
+                Reason::RemoteSilent,
+                format!("{silent}; ssh's own connection to {peer} has {unacknowledged} bytes unacknowledged, sent again {retransmits} times: the path to the far host is dead"),
+            ),
             // ssh reads nothing before the far sshd has connected.
             Some(Accepted { unread: 1.., .. }) => rec.waiting(
                 Reason::RemoteSilent,
@@ -318,6 +329,10 @@ impl Tunnel {
             kept.open = None;
         }
         let holder = owner?;
+        if let Some(path) = holder.as_ref().and_then(|holder| path_of(holder, near_port(address))) {
+            rec.set(&UNACKNOWLEDGED, f64::from(path.unacknowledged));
+            rec.set(&RETRANSMITS, f64::from(path.retransmits));
+        }
         let kernel_tells = listener.is_ok();
         let listener = listener.ok().flatten();
         if let Some(open) = &mut kept.open {
@@ -348,6 +363,19 @@ impl Tunnel {
         }
         heard
     }
+}
+
+/// The port of the near end.
+fn near_port(address: &Endpoint) -> u16 {
+    if let Endpoint::Tcp { port, .. } = address { *port } else { 0 }
+}
+
+/// Finds ssh's own connection to the far host: the first that it opened, and none that came in at the near end. Nothing
+/// where the kernel does not tell, or where ssh has none of its own (`ProxyCommand`, `ProxyJump`).
+fn path_of(holder: &Holder, near: u16) -> Option<Sending> {
+    let all = sock_diag::established().ok()?;
+    let mut own = holder.sockets().into_iter().filter_map(|inode| all.iter().find(|one| u64::from(one.inode) == inode));
+    own.find(|one| one.port != near).copied()
 }
 
 /// What is the matter with an ssh that takes no connection, and what to do.

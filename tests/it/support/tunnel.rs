@@ -117,6 +117,27 @@ impl Tunnel {
     }
 }
 
+/// A path on which nothing comes back any more, until it is dropped.
+pub(crate) struct Cut(Vec<String>);
+
+impl Tunnel {
+    /// Cuts the path from ssh to sshd, as a dead network does; nothing where that is not allowed here.
+    pub(crate) fn cut(&self) -> Option<Cut> {
+        let iptables = program("iptables").filter(|_| rustix::process::geteuid().is_root())?;
+        let port = self.sshd_port.to_string();
+        // On the way in: of what is dropped on the way out, the sender is told.
+        let rule = ["INPUT", "-i", "lo", "-p", "tcp", "--dport", &port, "-j", "DROP"].map(str::to_owned).to_vec();
+        run(Command::new(iptables).args(["-w", "-I"]).args(&rule));
+        Some(Cut(rule))
+    }
+}
+
+impl Drop for Cut {
+    fn drop(&mut self) {
+        let _ = Command::new("iptables").args(["-w", "-D"]).args(&self.0).status();
+    }
+}
+
 impl Drop for Tunnel {
     fn drop(&mut self) {
         // A connection of sshd that is frozen would outlive both.
