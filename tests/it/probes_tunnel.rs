@@ -114,6 +114,11 @@ async fn a_frozen_and_a_closed_far_end_a_frozen_and_a_killed_ssh_have_four_reaso
         Reason::RemoteSilent,
         "waiting for PostgreSQL's first byte: the tunnel is up but the far end is silent; ssh has passed",
     );
+    // The connection that waits is one that ssh has taken before.
+    tunnel.ssh.signal("STOP");
+    failed(&probe.ask().await, Reason::SshHung, &format!("is stopped: kill -CONT {}", tunnel.ssh.pid()));
+    tunnel.ssh.signal("CONT");
+    failed(&probe.ask().await, Reason::RemoteSilent, "the far end is silent");
     postgres.process.signal("CONT");
     well(&probe.ask().await);
 
@@ -202,6 +207,28 @@ async fn whatever_is_frozen_one_connection_is_left_behind_at_most() {
         well(&again.ask().await);
         well(&probe.ask().await);
         eventually("nothing is left", Duration::from_secs(5), || async { (waiting(port) == 0).then_some(()) }).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_connection_is_replaced_after_five_minutes_and_not_before() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let port = listener.local_addr().expect("it is bound").port();
+    let taken = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let keeps = taken.clone();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            keeps.lock().expect("no panic in here").push(stream);
+        }
+    });
+    let probe = Probe::of(port, "generic", ", owner: []", Duration::from_secs(5));
+    let begin = tokio::time::Instant::now();
+    while begin.elapsed() < Duration::from_secs(310) {
+        let since = begin.elapsed();
+        let result = probe.ask().await;
+        failed(&result, Reason::RemoteSilent, "the far end is silent");
+        let wanted = if since < Duration::from_secs(300) { 1 } else { 2 };
+        assert_eq!(taken.lock().expect("no panic in here").len(), wanted, "after {since:?}");
     }
 }
 

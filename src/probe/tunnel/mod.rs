@@ -291,6 +291,10 @@ impl Tunnel {
             Some(Accepted { taken: false, .. }) => {
                 rec.waiting(Reason::SshHung, format!("{at} by the kernel, but no process has taken the connection: {}", hangs(holder)));
             }
+            // It was stopped after it had taken this one.
+            _ if holder.and_then(Holder::is_stopped) == Some(true) => {
+                rec.waiting(Reason::SshHung, format!("{at}, {}: {}", self.config.speaks.awaits(), hangs(holder)));
+            }
             Some(_) if let Some(Sending { peer, unacknowledged, retransmits, .. }) = path() => rec.waiting(
                 Reason::RemoteSilent,
                 format!("{silent}; ssh's own connection to {peer} has {unacknowledged} bytes unacknowledged, sent again {retransmits} times: the path to the far host is dead"),
