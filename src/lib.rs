@@ -43,7 +43,7 @@
 //! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret: plain types, no I/O, no clock |
 //! | `src/metrics.rs` | every `proctor_*` metric: name, help, labels; the only place that registers one |
 //! | `src/tasks.rs` | the clock, named supervised tasks, the staged stop |
-//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, docker, systemd, smtp, secret files |
+//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
 //! | `src/alerts.rs` | the table of what is active now, with a change signal |
@@ -61,7 +61,7 @@
 //! | `src/cli` | one file per command |
 //! | `templates` | the HTML of the status page and of mails |
 //! | `alerts` | Prometheus rule files, used by Proctor and by Prometheus unchanged; `alerts/tests` in promtool's format |
-//! | `docs` | a page per kind of probe |
+//! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
 //! | `deploy` | the commented example configuration |
 //! | `tests/it` | one integration binary against real services |
 //! | `tests/stack` | installs and starts the real services |
@@ -96,7 +96,6 @@
 //!   its place, bounds the stack, and does not panic on `up offset inf`. The crate is the tests' oracle.
 //! - docker is asked through `client::http` and not bollard: four requests, bounded replies, and no environment of a
 //!   container is ever decoded.
-//! - `tunnel` is not a kind of probe yet.
 //! - HTTP out is hyper over `client::net`, for probes and webhooks alike, and not reqwest: probes need the phases, unix
 //!   sockets and hard caps, and one way to do a thing is enough.
 

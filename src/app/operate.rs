@@ -5,7 +5,8 @@ use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::App;
-use crate::client::{self, net::chain};
+use crate::client::net::chain;
+use crate::client::process::user_name;
 use crate::model::duration::{print, print_measured};
 use crate::model::labels::fnv1a;
 use crate::model::{Matcher, Timestamp};
@@ -24,7 +25,7 @@ impl App {
     /// Carries a command out; what is changed is stored before the answer.
     pub(super) async fn carry(&self, command: Command, peer: Peer) -> Result<Reply, String> {
         let now = tasks::now();
-        let by = client::user_name(peer.uid).unwrap_or_else(|| format!("uid {}", peer.uid));
+        let by = user_name(peer.uid);
         match command {
             Command::Reload {} => self.reload().await.map(|()| Reply::text("reloaded")).map_err(|error| chain(&error)),
             Command::SilenceAdd { matchers, for_ms, comment } => {

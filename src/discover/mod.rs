@@ -10,6 +10,8 @@ use std::path::Path;
 
 use procfs::net::TcpState;
 
+use crate::probe::tunnel::{self, Dialect};
+
 /// The most processes whose sockets are looked at, and the most listening ports that are told.
 const MAX_PROCESSES: usize = 20_000;
 const MAX_PORTS: usize = 64;
@@ -76,6 +78,29 @@ impl Found {
         ));
     }
 
+    /// Watches a tunnel in the protocol that its far port is known for; by its near end only where that is none.
+    fn add_tunnel(&mut self, address: SocketAddr, command_line: &[String], tcp: &str) {
+        let number = address.port();
+        let far_end = tunnel::far_end(command_line, number);
+        let name = format!("tunnel-{number}");
+        let far = match &far_end {
+            Some((host, port)) => format!("{host}:{port}"),
+            None => "an end that its command line does not name".to_owned(),
+        };
+        let Some(speaks) = far_end.and_then(|(_, port)| Dialect::of_port(port)).map(Dialect::as_str) else {
+            self.add(&name, tcp, format!("ssh tunnel at {address} to {far}: whether its near end opens"));
+            self.left_out.push(format!(
+                "the far end of the ssh tunnel at {address}: say what it speaks (tunnel: {{address: \"{address}\", speaks: …}})"
+            ));
+            return;
+        };
+        self.add(
+            &name,
+            &format!("tunnel: {{address: \"{address}\", speaks: {speaks}}}, interval: 30s"),
+            format!("ssh tunnel at {address} to {far}: whether its far end says the first bytes of {speaks}"),
+        );
+    }
+
     fn add_port(&mut self, port: &Port) {
         let address = reachable(port.address);
         let owner = port.owner.as_ref().map_or("", |(name, _)| name.as_str());
@@ -89,10 +114,7 @@ impl Found {
                     format!("memcached at {address}: its counters (canary: true would also send a value through it)"),
                 );
             }
-            ("ssh" | "autossh", _) => {
-                let far_end = forwarded(port.owner.as_ref().map_or(&[], |(_, line)| line), number);
-                self.add(&format!("tunnel-{number}"), &tcp, format!("ssh tunnel at {address} to {far_end}: whether its near end opens"));
-            }
+            ("ssh" | "autossh", _) => self.add_tunnel(address, port.owner.as_ref().map_or(&[], |(_, line)| line), &tcp),
             ("nginx", _) => {
                 self.add(&format!("nginx-{number}"), &tcp, format!("nginx at {address}: whether the port opens"));
                 self.left_out
@@ -138,25 +160,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Reads from ssh's command line what a port of `ssh -L` leads to.
-fn forwarded(command_line: &[String], port: u16) -> String {
-    let specs = command_line
-        .iter()
-        .zip(command_line.iter().skip(1))
-        .filter(|(flag, _)| flag.starts_with('-') && flag.ends_with('L'))
-        .map(|(_, spec)| spec.as_str());
-    let joined = command_line.iter().filter_map(|word| word.strip_prefix("-L"));
-    for spec in specs.chain(joined.filter(|spec| !spec.is_empty())) {
-        let parts: Vec<&str> = spec.split(':').collect();
-        if let [.., local, host, remote] = parts.as_slice()
-            && local.parse() == Ok(port)
-        {
-            return format!("{host}:{remote}");
-        }
-    }
-    "an end that its command line does not name".to_owned()
-}
-
 /// Returns who listens on this host, by address, lowest port first. What may not be seen has no owner.
 fn listening() -> Vec<Port> {
     let sockets = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten().filter(|entry| entry.state == TcpState::Listen);
@@ -192,19 +195,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_far_end_of_a_tunnel_is_read_from_its_command_line() {
-        let line = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
-        for (command, port, wanted) in [
-            ("ssh -N -L 127.0.0.1:50000:hutch.example.org:50000 jump", 50000, "hutch.example.org:50000"),
-            ("ssh -fNL 5433:db:5432 jump", 5433, "db:5432"),
-            ("ssh -L3307:db:3306 jump", 3307, "db:3306"),
-            ("ssh -N jump", 1, "an end that its command line does not name"),
-        ] {
-            assert_eq!(forwarded(&line(command), port), wanted, "{command}");
-        }
-    }
-
-    #[test]
     fn certificates_of_certbot_are_watched_where_there_are_some() {
         let folder = tempfile::tempdir().expect("a folder");
         let found = || {
@@ -228,13 +218,20 @@ mod tests {
         let mut found = Found::default();
         let port = |name: Option<&str>, number: u16| Port {
             address: SocketAddr::from(([0, 0, 0, 0], number)),
-            owner: name.map(|name| (name.to_owned(), vec![])),
+            owner: name.map(|line| {
+                let line: Vec<String> = line.split(' ').map(str::to_owned).collect();
+                (line[0].clone(), line)
+            }),
         };
         for (name, number) in [
             (Some("memcached"), 11211),
             (Some("memcached"), 11212),
             (Some("gunicorn"), 8000),
             (Some("redis-server"), 6379),
+            (Some("ssh -N -L 50000:reports.example.org:50000 jump"), 50000),
+            (Some("ssh -N -L 3307:db:3306 -L 8080:web:80 jump"), 3307),
+            (Some("ssh -N -L 3307:db:3306 -L 8080:web:80 jump"), 8080),
+            (Some("ssh -N jump"), 9000),
             (None, 4711),
             (Some("sshd"), 22),
         ] {

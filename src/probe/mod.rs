@@ -223,6 +223,8 @@ kinds! {
     memcached: MemcachedConfig,
     /// Looks at certificates, on disk and as they are served, and whether both are the same.
     certificate: CertificateConfig,
+    /// Asks the far end of an SSH tunnel, in the protocol that it speaks.
+    tunnel: TunnelConfig,
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

@@ -106,13 +106,14 @@ async fn with_the_state_on_a_read_only_mount_the_next_alert_is_mailed_and_says_s
 
 #[tokio::test]
 async fn with_a_damaged_state_the_next_alert_is_mailed_and_says_so() {
-    fn flipped(bytes: &mut Vec<u8>) {
+    fn flipped(mut bytes: Vec<u8>) -> Vec<u8> {
         bytes.iter_mut().step_by(7).for_each(|byte| *byte ^= 0x55);
+        bytes
     }
-    fn truncated(bytes: &mut Vec<u8>) {
-        bytes.truncate(bytes.len() / 2 + 100);
+    fn truncated(bytes: Vec<u8>) -> Vec<u8> {
+        bytes[..bytes.len() / 2 + 100].to_vec()
     }
-    for damage in [flipped as fn(&mut Vec<u8>), truncated] {
+    for damage in [flipped as fn(Vec<u8>) -> Vec<u8>, truncated] {
         let (port, sink) = (free_port(), Sink::start().await);
         let mut proctor = Proctor::configured(sink.port, &cache(port)).rules(DOWN).started();
         let state = proctor.folder.path().join("state.db");
@@ -123,9 +124,8 @@ async fn with_a_damaged_state_the_next_alert_is_mailed_and_says_so() {
         sink.wait_for(4, Duration::from_secs(20)).await;
         // In good order: then all of it is in the one file.
         proctor.stop();
-        let mut bytes = std::fs::read(&state).expect("it is there");
-        damage(&mut bytes);
-        std::fs::write(&state, bytes).expect("it can be written");
+        let bytes = std::fs::read(&state).expect("it is there");
+        std::fs::write(&state, damage(bytes)).expect("it can be written");
         proctor.start();
         let text = alert_of(&proctor, &sink, alive).await;
         assert!(text.contains("The state was damaged"), "{text}");

@@ -16,7 +16,8 @@ use tokio::sync::Semaphore;
 use super::facts::Facts;
 use super::{record_dates, record_remaining};
 use crate::client::secret::{self, SecretError};
-use crate::client::{net, user_name};
+use crate::client::net;
+use crate::client::process::known_user;
 use crate::model::{Failure, Family, Reason, Sight};
 use crate::probe::{Probe, Recorder};
 use crate::tasks;
@@ -212,7 +213,7 @@ fn key_beside(path: &Path) -> Option<PathBuf> {
 /// Returns the one command that lets this user read a file. Keys stay closed: certbot gives each its own mode 0600.
 fn remedy(path: &Path) -> String {
     let uid = rustix::process::geteuid().as_raw();
-    let user = user_name(uid).unwrap_or_else(|| uid.to_string());
+    let user = known_user(uid).unwrap_or_else(|| uid.to_string());
     let folders: Vec<&Path> = path.ancestors().collect();
     if let Some(live) = folders.iter().find(|folder| folder.file_name().is_some_and(|name| name == "live" || name == "archive")) {
         // What lies in `live` are links into `archive`; both are closed together.

@@ -3,8 +3,6 @@
 //! While every worker is busy, `connect()` still succeeds at once: the kernel queues the connection. So a worker is asked
 //! for a page, any answer of which means that it lives, and the kernel for the queue.
 
-mod sock_diag;
-
 use std::io;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -17,8 +15,8 @@ use super::http::{Host, failure_of, record_answer, record_connect};
 use super::{Planned, Probe, Recorder, failure};
 use crate::client::http::{self, HttpError, Request, Seen};
 use crate::client::net::{self, Endpoint};
+use crate::client::sock_diag::{self, Queue};
 use crate::model::{Failure, Family, Reason, Sight};
-use sock_diag::Queue;
 
 static UP: Family = Family::gauge("gunicorn_up", "Whether a worker of gunicorn answers");
 static QUEUE: Family = Family::gauge("gunicorn_accept_queue", "Connections that no worker has taken yet, before Proctor's own");

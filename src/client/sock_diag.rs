@@ -1,4 +1,5 @@
-//! The accept queue of a listening socket, asked of the kernel over netlink (`sock_diag(7)`), as `ss -ltn` does.
+//! Sockets of this host, asked of the kernel over netlink (`sock_diag(7)`), as `ss` does: the accept queue of a
+//! listening socket and which socket that is, and whether any process has taken a connection.
 //!
 //! It needs no right at all, but `AF_NETLINK` (`RestrictAddressFamilies=` of a unit) and the same network namespace.
 
@@ -14,10 +15,12 @@ const BY_FAMILY: u16 = 20;
 /// `NLMSG_ERROR` and `NLMSG_DONE` (linux/netlink.h).
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-/// `NLM_F_REQUEST | NLM_F_DUMP`.
+/// `NLM_F_REQUEST`, and `NLM_F_REQUEST | NLM_F_DUMP`.
+const ONE: u16 = 0x1;
 const DUMP: u16 = 0x1 | 0x300;
-/// The mask of states that holds only `TCP_LISTEN`.
+/// The masks of states that hold only `TCP_LISTEN`, and only `TCP_ESTABLISHED`.
 const LISTEN: u32 = 1 << 10;
+const ESTABLISHED: u32 = 1 << 1;
 /// `AF_UNIX`, `AF_INET`, `AF_INET6`, and `IPPROTO_TCP`.
 const UNIX: u8 = 1;
 const INET: u8 = 2;
@@ -30,11 +33,58 @@ const CHUNKS: usize = 64;
 
 /// The queue of connections that no process has accepted yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Queue {
+pub struct Queue {
     /// How many wait.
-    pub(super) waiting: u32,
+    pub waiting: u32,
     /// How many may wait; one more than that fits before the kernel turns newcomers away.
-    pub(super) max: u32,
+    pub max: u32,
+}
+
+/// A listening TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// Its accept queue.
+    pub queue: Queue,
+    /// Its number, by which `/proc/PID/fd` names it.
+    pub inode: u32,
+    /// Whose it is.
+    pub uid: u32,
+}
+
+/// The server's half of a connection within this host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Whether a process has taken it; the kernel alone completes the handshake, and `connect()` succeeds before that.
+    pub taken: bool,
+    /// Bytes that came and that the process has not read.
+    pub unread: u32,
+}
+
+/// How far an established connection gets with what it sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// The number of its socket, by which `/proc/PID/fd` names it.
+    pub inode: u32,
+    /// The port at this end.
+    pub port: u16,
+    /// The other end.
+    pub peer: SocketAddr,
+    /// Bytes that were written and that the other end has not acknowledged.
+    pub unacknowledged: u32,
+    /// How often the oldest of them was sent again without success.
+    pub retransmits: u8,
+}
+
+/// Returns the established TCP connections of this network namespace.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn established() -> io::Result<Vec<Sending>> {
+    let mut found = Vec::new();
+    for family in [INET, INET6] {
+        dump(&inet_request(family, ESTABLISHED, 0), |row| found.extend(sending_row(row)))?;
+    }
+    Ok(found)
 }
 
 /// Returns the accept queue of whoever would take a connection to `address`: the sum where several share the port
@@ -42,28 +92,52 @@ pub(super) struct Queue {
 ///
 /// # Errors
 /// What the kernel says, such as `EAFNOSUPPORT` without `AF_NETLINK` or `ENOENT` without the module `tcp_diag`.
-pub(super) fn tcp(address: SocketAddr) -> io::Result<Option<Queue>> {
+pub fn tcp(address: SocketAddr) -> io::Result<Option<Queue>> {
+    let add = |sum: Queue, one: Queue| Queue { waiting: sum.waiting + one.waiting, max: sum.max + one.max };
+    Ok(listeners(address)?.into_iter().map(|listener| listener.queue).reduce(add))
+}
+
+/// Returns who would take a connection to `address`: several where they share the port, none where nobody listens in
+/// this network namespace.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn listeners(address: SocketAddr) -> io::Result<Vec<Listener>> {
     let families: &[u8] = if address.is_ipv4() { &[INET, INET6] } else { &[INET6] };
     for family in families {
-        let mut listeners = Vec::new();
-        dump(&inet_request(*family, address.port()), |row| listeners.extend(inet_row(row)))?;
+        let mut found = Vec::new();
+        dump(&inet_request(*family, LISTEN, address.port()), |row| found.extend(inet_row(row)))?;
         // As the kernel chooses: the exact address wins over the wildcard.
         for wanted in [address.ip(), wildcard(*family)] {
-            let mut fitting = listeners.iter().filter(|(ip, _)| *ip == wanted.to_canonical()).map(|(_, queue)| queue).peekable();
-            if fitting.peek().is_some() {
-                let add = |sum: Queue, one: &Queue| Queue { waiting: sum.waiting + one.waiting, max: sum.max + one.max };
-                return Ok(Some(fitting.fold(Queue::default(), add)));
+            let fitting: Vec<Listener> =
+                found.iter().filter(|(ip, _)| *ip == wanted.to_canonical()).map(|(_, listener)| *listener).collect();
+            if !fitting.is_empty() {
+                return Ok(fitting);
             }
         }
     }
-    Ok(None)
+    Ok(Vec::new())
+}
+
+/// Returns the server's half of the connection from `client` to `server`; nothing where it is not in this network
+/// namespace.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn accepted(server: SocketAddr, client: SocketAddr) -> io::Result<Option<Accepted>> {
+    let mut found = None;
+    match ask(ONE, &pair_request(server, client), |row| found = pair_row(row)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+        Ok(()) => Ok(found),
+    }
 }
 
 /// Returns the accept queue of the socket that is bound to `path`, nothing where there is none.
 ///
 /// # Errors
 /// As [`tcp`]; the module is `unix_diag`.
-pub(super) fn unix(path: &Path) -> io::Result<Option<Queue>> {
+pub fn unix(path: &Path) -> io::Result<Option<Queue>> {
     let real = |path: &Path| fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let wanted = real(path);
     // Where a socket was unlinked and another bound in its place, the newer one, whose inode is larger, is the one
@@ -85,23 +159,71 @@ const fn wildcard(family: u8) -> IpAddr {
     if family == INET { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED) }
 }
 
-/// `struct inet_diag_req_v2` (linux/inet_diag.h): listening TCP sockets with this local port.
-fn inet_request(family: u8, port: u16) -> Vec<u8> {
+/// `struct inet_diag_req_v2` (linux/inet_diag.h): TCP sockets in these states with this local port, 0 for any.
+fn inet_request(family: u8, states: u32, port: u16) -> Vec<u8> {
     let mut request = vec![family, TCP, 0, 0];
-    request.extend(LISTEN.to_ne_bytes());
+    request.extend(states.to_ne_bytes());
     request.extend(port.to_be_bytes());
     request.resize(56, 0);
     request
 }
 
-/// `struct inet_diag_msg`: the local address and the queue.
-fn inet_row(row: &[u8]) -> Option<(IpAddr, Queue)> {
-    let ip = match *row.first()? {
-        INET => IpAddr::from(<[u8; 4]>::try_from(row.get(8..12)?).ok()?),
-        INET6 => IpAddr::from(<[u8; 16]>::try_from(row.get(8..24)?).ok()?).to_canonical(),
-        _ => return None,
-    };
-    Some((ip, Queue { waiting: u32_at(row, 56)?, max: u32_at(row, 60)? }))
+/// `struct inet_diag_req_v2` for exactly one socket: its own address, then its peer's. Any cookie.
+fn pair_request(own: SocketAddr, peer: SocketAddr) -> Vec<u8> {
+    let family = if own.is_ipv4() { INET } else { INET6 };
+    let mut request = vec![family, TCP, 0, 0];
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(own.port().to_be_bytes());
+    request.extend(peer.port().to_be_bytes());
+    for ip in [own.ip(), peer.ip()] {
+        let end = request.len() + 16;
+        match ip {
+            IpAddr::V4(ip) => request.extend(ip.octets()),
+            IpAddr::V6(ip) => request.extend(ip.octets()),
+        }
+        request.resize(end, 0);
+    }
+    // `idiag_if`, then `INET_DIAG_NOCOOKIE`.
+    request.extend([0; 4]);
+    request.extend([0xff; 8]);
+    request
+}
+
+/// `struct inet_diag_msg` of a connection: a socket that no process has taken has no inode.
+fn pair_row(row: &[u8]) -> Option<Accepted> {
+    /// `TCP_LISTEN`: where there is no such connection the kernel tells of the listener.
+    const LISTENS: u8 = 10;
+    (*row.get(1)? != LISTENS).then_some(Accepted { taken: u32_at(row, 68)? != 0, unread: u32_at(row, 56)? })
+}
+
+/// `struct inet_diag_msg` of a listener, with its address.
+fn inet_row(row: &[u8]) -> Option<(IpAddr, Listener)> {
+    let ip = ip_at(row, 8)?;
+    let queue = Queue { waiting: u32_at(row, 56)?, max: u32_at(row, 60)? };
+    Some((ip, Listener { queue, uid: u32_at(row, 64)?, inode: u32_at(row, 68)? }))
+}
+
+/// `struct inet_diag_msg` of a connection, with its peer and what it has sent.
+fn sending_row(row: &[u8]) -> Option<Sending> {
+    /// `idiag_timer`: the retransmission timer runs, and `idiag_retrans` counts for it.
+    const RETRANSMITS: u8 = 1;
+    let port = |at: usize| row.get(at..at + 2)?.try_into().ok().map(u16::from_be_bytes);
+    Some(Sending {
+        inode: u32_at(row, 68)?,
+        port: port(4)?,
+        peer: SocketAddr::new(ip_at(row, 24)?, port(6)?),
+        unacknowledged: u32_at(row, 60)?,
+        retransmits: if *row.get(2)? == RETRANSMITS { *row.get(3)? } else { 0 },
+    })
+}
+
+/// An address of a row's own family.
+fn ip_at(row: &[u8], at: usize) -> Option<IpAddr> {
+    match *row.first()? {
+        INET => Some(IpAddr::from(<[u8; 4]>::try_from(row.get(at..at + 4)?).ok()?)),
+        INET6 => Some(IpAddr::from(<[u8; 16]>::try_from(row.get(at..at + 16)?).ok()?).to_canonical()),
+        _ => None,
+    }
 }
 
 /// `struct unix_diag_req` (linux/unix_diag.h): listening sockets with name and queue.
@@ -139,8 +261,13 @@ fn unix_row(row: &[u8]) -> Option<(u32, &Path, Queue)> {
     Some((u32_at(row, 4)?, Path::new(std::ffi::OsStr::from_bytes(name)), queue?))
 }
 
-/// Sends one dump request and hands on the rows of the reply.
-fn dump(request: &[u8], mut row: impl FnMut(&[u8])) -> io::Result<()> {
+/// Asks for all sockets that fit and hands on the rows of the reply.
+fn dump(request: &[u8], row: impl FnMut(&[u8])) -> io::Result<()> {
+    ask(DUMP, request, row)
+}
+
+/// Sends one request and hands on the rows of the reply.
+fn ask(flags: u16, request: &[u8], mut row: impl FnMut(&[u8])) -> io::Result<()> {
     let socket = socket_with(
         AddressFamily::NETLINK,
         SocketType::DGRAM,
@@ -151,7 +278,7 @@ fn dump(request: &[u8], mut row: impl FnMut(&[u8])) -> io::Result<()> {
     let mut message = Vec::with_capacity(16 + request.len());
     message.extend((16 + request.len() as u32).to_ne_bytes());
     message.extend(BY_FAMILY.to_ne_bytes());
-    message.extend(DUMP.to_ne_bytes());
+    message.extend(flags.to_ne_bytes());
     message.extend([1u32, 0].map(u32::to_ne_bytes).concat());
     message.extend(request);
     // Without an address a netlink socket sends to the kernel.
@@ -159,7 +286,8 @@ fn dump(request: &[u8], mut row: impl FnMut(&[u8])) -> io::Result<()> {
     let mut buffer = vec![0u8; CHUNK];
     for _ in 0..CHUNKS {
         let (length, _) = recv(&socket, &mut buffer[..], RecvFlags::empty())?;
-        if reply(&buffer[..length], &mut row)? {
+        // Only a list has a last message of its own.
+        if reply(&buffer[..length], &mut row)? || flags == ONE {
             return Ok(());
         }
     }
@@ -202,7 +330,9 @@ mod tests {
 
     #[test]
     fn the_queue_of_a_port_counts_who_waits_whatever_address_it_listens_on() {
-        for (listen, ask) in [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("[::]", "127.0.0.1"), ("[::1]", "[::1]"), ("[::]", "[::1]")] {
+        for (listen, ask) in
+            [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("[::]", "127.0.0.1"), ("[::1]", "[::1]"), ("[::]", "[::1]")]
+        {
             let Ok(listener) = TcpListener::bind(format!("{listen}:0")) else { continue };
             let address: SocketAddr = format!("{ask}:{}", listener.local_addr().unwrap().port()).parse().unwrap();
             let empty = tcp(address).unwrap().unwrap_or_else(|| panic!("{listen} listens for {ask}"));
@@ -213,6 +343,45 @@ mod tests {
             drop((clients, listener));
             assert_eq!(tcp(address).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn a_connection_that_nobody_accepted_is_told_from_one_whose_bytes_nobody_reads() {
+        use std::io::Write;
+        for listen in ["127.0.0.1:0", "[::1]:0", "0.0.0.0:0", "[::]:0"] {
+            let Ok(listener) = TcpListener::bind(listen) else { continue };
+            let port = listener.local_addr().unwrap().port();
+            let ip: IpAddr = if listen.starts_with("[::1]") { "::1" } else { "127.0.0.1" }.parse().unwrap();
+            let mut client = TcpStream::connect((ip, port)).unwrap();
+            let half = || accepted(client.peer_addr().unwrap(), client.local_addr().unwrap()).unwrap();
+            assert_eq!(half(), Some(Accepted { taken: false, unread: 0 }), "{listen}");
+            let server = listener.accept().unwrap();
+            assert_eq!(half(), Some(Accepted { taken: true, unread: 0 }), "{listen}");
+            (&client).write_all(b"hello").unwrap();
+            assert_eq!(half(), Some(Accepted { taken: true, unread: 5 }), "{listen}");
+            let nobody = SocketAddr::new(ip, 1);
+            assert_eq!(accepted(client.peer_addr().unwrap(), nobody).unwrap(), None, "the listener is no connection");
+            drop(server);
+            client.flush().unwrap();
+        }
+    }
+
+    #[test]
+    fn a_connection_that_sends_what_nobody_reads_is_found_with_both_its_ends() {
+        use std::io::Write;
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let find = || {
+            let (own, peer) = (client.local_addr().unwrap(), client.peer_addr().unwrap());
+            established().unwrap().into_iter().find(|one| one.port == own.port() && one.peer == peer).unwrap()
+        };
+        let idle = find();
+        assert_eq!((idle.unacknowledged, idle.retransmits), (0, 0));
+        assert_ne!(idle.inode, 0);
+        client.set_nonblocking(true).unwrap();
+        while (&client).write(&[0; 65536]).is_ok() {}
+        assert!(find().unacknowledged > 0, "the other end's buffer is full");
+        client.flush().unwrap();
     }
 
     #[test]
@@ -249,6 +418,8 @@ mod tests {
         }
         for length in 0..90 {
             inet_row(&[INET6; 90][..length]);
+            pair_row(&[INET6; 90][..length]);
+            sending_row(&[INET6; 90][..length]);
             unix_row(&[1; 90][..length]);
             unix_row(&vec![4; 90][..length]);
         }
