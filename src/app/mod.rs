@@ -3,6 +3,10 @@
 //! What outlives a reload (metrics, store, results, window, alert table, web) is built once; what belongs to a
 //! configuration (probes and what is made from them) is a [`Tasks`] child that a reload swaps as a whole.
 
+mod booting;
+mod health;
+mod heartbeat_out;
+mod life;
 mod operate;
 mod paths;
 mod telling;
@@ -28,7 +32,7 @@ use crate::rules;
 use crate::rules::group::{self, Context, Nudge};
 use crate::rules::load::RuleGroup;
 use crate::snapshot::Snapshot;
-use crate::store::{Store, StoreError};
+use crate::store::{CLOSE_WITHIN, Store, StoreError};
 use crate::tasks::{self, Tasks};
 use crate::web::{self, Pages, WebError};
 use crate::window::{Limits, Window};
@@ -147,6 +151,8 @@ pub struct App {
     /// Held during a reload: reloads come one after the other.
     reloading: tokio::sync::Mutex<()>,
     tasks: Tasks,
+    /// Whether Proctor itself is well, under the configuration in force.
+    health: Mutex<Option<health::Health>>,
     /// When the command of a hold was last heard of, by the hold's id.
     heard: Mutex<BTreeMap<String, Timestamp>>,
     web: Mutex<Option<std::net::SocketAddr>>,
@@ -185,6 +191,7 @@ impl App {
             scoped: Mutex::new(Scoped { loaded, scheduler, tasks: scoped_tasks }),
             reloading: tokio::sync::Mutex::new(()),
             tasks,
+            health: Mutex::default(),
             heard: Mutex::default(),
             web: Mutex::new(None),
         });
@@ -234,9 +241,10 @@ impl App {
             ready: Arc::new(move || snapshot.all().iter().all(|latest| latest.result.is_some())),
         };
         let groups = group::restore(loaded.rules.clone(), &context, tasks::now()).await;
-        group::start(groups, &self.nudge, &tasks);
+        let mut pulses = group::start(groups, &self.nudge, &tasks);
         self.start_telling(&loaded, &scheduler, &tasks);
-        scheduler.start(&tasks);
+        pulses.extend(scheduler.start(&tasks));
+        self.start_life(&loaded, pulses, &tasks);
     }
 
     async fn start_control(self: &Arc<Self>, config: &Config) {
@@ -343,7 +351,8 @@ impl App {
         let begin = tokio::time::Instant::now();
         let scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
         let mut stuck = scoped.stop(STOP_WITHIN / 4).await;
-        stuck.extend(self.tasks.stop(STOP_WITHIN.saturating_sub(begin.elapsed())).await);
+        let rest = STOP_WITHIN.saturating_sub(begin.elapsed() + CLOSE_WITHIN);
+        stuck.extend(self.tasks.stop(rest).await);
         self.store.close();
         stuck
     }

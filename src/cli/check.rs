@@ -20,7 +20,7 @@ pub(super) fn run(source: &Source) -> Result<Exit, Box<dyn Error + Send + Sync>>
     let loaded = app::load(source)?;
     let scheduled = app::plan(&loaded.config)?;
     let metrics = Arc::new(Metrics::new());
-    let results = super::runtime()?.block_on(join_all(scheduled.iter().map(|one| scheduler::run(one, &metrics))));
+    let results = super::block_on(join_all(scheduled.iter().map(|one| scheduler::run(one, &metrics))))?;
     let results: Vec<ProbeResult> = results.into_iter().flatten().collect();
     let mut out = std::io::stdout().lock();
     if let Some(found) = &loaded.found {

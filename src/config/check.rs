@@ -57,6 +57,9 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
             problems.push(at, error.to_string());
         }
     }
+    if let Some(Err(why)) = config.heartbeat_out.as_ref().map(|heartbeat| heartbeat.check()) {
+        problems.push(config.heartbeat_out.as_ref().map_or(Position { line: 1, col: 1 }, |heartbeat| heartbeat.at), why);
+    }
     if let Some(notify) = &config.notify {
         notify.check(notify.at, !notify.webhooks.0.is_empty(), problems);
     }
