@@ -35,7 +35,7 @@ enum Command {
     /// Watches the site until it is told to stop
     Serve,
     /// Asks every probe once and says what is wrong now; needs no daemon, no state, no root
-    Check,
+    Check(check::Check),
     /// Looks at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -102,7 +102,7 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
     let source = source(cli.config.as_deref());
     match cli.command {
         Command::Serve => serve::run(source),
-        Command::Check => check::run(&source),
+        Command::Check(check) => check::run(&source, &check),
         Command::Config(ConfigCommand::Check { file }) => Ok(config::check(&file.map_or(source, Source::File))),
         Command::Silence(command) => silence::run(&source, command),
         Command::Hold(hold) => hold::run(&source, hold),

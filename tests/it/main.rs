@@ -11,6 +11,7 @@ mod architecture;
 mod config;
 mod durability;
 mod exposition;
+mod life;
 mod mail;
 mod pipeline;
 mod probes_data;
