@@ -89,6 +89,8 @@ mod tests {
     use crate::config::Config;
     use crate::metrics::Metrics;
     use crate::model::{ProbeResult, Sight, Target};
+    use crate::notify::{Channel, Delivery, Weight};
+    use crate::store::Batch;
     use crate::tasks;
 
     const INTERVAL: Duration = Duration::from_secs(10);
@@ -160,6 +162,39 @@ mod tests {
         answers(&slow, 0, late);
         assert_eq!(part(&slow, late), "results");
         assert_eq!(slow.alive(late), Ok(()), "a slow host is no reason to restart Proctor");
+    }
+
+    #[tokio::test]
+    async fn a_dead_relay_or_disk_is_not_well_but_alive_since_no_restart_mends_it() {
+        let health = health(0);
+        health.pulses[0].beat();
+        let now = tasks::now();
+        let mut batch = Batch::new();
+        batch.put(&Delivery {
+            id: "d".into(),
+            channel: Channel::Webhook { name: "w".into() },
+            message: serde_json::from_value(serde_json::json!({
+                "message_id": "", "in_reply_to": null, "references": [], "subject": "", "text": "", "html": "", "headers": [],
+                "important": false, "payload": null
+            }))
+            .expect("is a message"),
+            weight: Weight::Firing,
+            queued_at: now,
+            attempts: 0,
+            next_at: now,
+            last_error: None,
+        });
+        health.store.commit(batch).await;
+        let metrics = Arc::new(Metrics::new());
+        let config = Config::from_text("p.yml".as_ref(), "").expect("is right");
+        let outbox = Outbox::new(health.store.clone(), metrics.clone(), crate::app::telling::ways(&config));
+        let health = Health { outbox, pulses: Vec::new(), ..health };
+        assert_eq!(part(&health, now + MAIL_WITHIN), "well");
+        let late = now + MAIL_WITHIN + Duration::from_secs(1);
+        assert_eq!((part(&health, late), health.alive(late)), ("mail", Ok(())));
+        let store = Store::open(Some("/proc/nowhere/state.db".as_ref()), metrics).expect("it opens degraded");
+        let health = Health { store, ..health };
+        assert_eq!((part(&health, now), health.alive(now)), ("state", Ok(())));
     }
 
     #[tokio::test]

@@ -4,8 +4,21 @@ use std::sync::PoisonError;
 
 use super::health::Health;
 use super::{App, Loaded, heartbeat_out};
+use crate::config::Config;
 use crate::model::AlertState;
 use crate::tasks::{self, Pulse, Tasks};
+
+/// Says which changes of a configuration a reload does not take: what is open stays open.
+pub(super) fn say_what_waits_for_a_restart(old: &Config, new: &Config) {
+    let keys = [
+        ("web.listen", old.web.listen != new.web.listen),
+        ("control.socket", old.control.socket != new.control.socket),
+        ("state.path", old.state.path != new.state.path),
+    ];
+    for (key, _) in keys.iter().filter(|(_, changed)| *changed) {
+        tracing::warn!("{key} has changed: that is taken at the next start, all else now");
+    }
+}
 
 impl App {
     /// Watches over the loops of a configuration, and starts the heartbeat to the outside where one is configured.

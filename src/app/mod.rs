@@ -286,6 +286,7 @@ impl App {
         );
         {
             let mut scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
+            life::say_what_waits_for_a_restart(&scoped.loaded.config, &loaded.config);
             let kept: Vec<String> = scheduler.targets().iter().map(ToString::to_string).collect();
             for gone in scoped.scheduler.targets().iter().map(ToString::to_string).filter(|name| !kept.contains(name)) {
                 self.window.forget_owner(&gone, tasks::now());

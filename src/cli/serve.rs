@@ -34,8 +34,13 @@ async fn serve(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
             _ = int.recv() => break,
             _ = hup.recv() => {
                 supervised::tell_reloading();
-                // What is wrong with it was logged; the old configuration stays in force.
-                if app.reload().await.is_ok() {
+                // What is wrong with it was logged; the old configuration stays in force. A stop does not wait for it.
+                let reloaded = tokio::select! {
+                    reloaded = app.reload() => reloaded,
+                    _ = term.recv() => break,
+                    _ = int.recv() => break,
+                };
+                if reloaded.is_ok() {
                     say_what_is_watched(&app.loaded());
                 }
                 supervised::tell_ready(&app);
@@ -65,7 +70,7 @@ fn told_twice() -> Exit {
 fn say_what_is_watched(loaded: &Loaded) {
     if loaded.config.heartbeat_out.is_none() {
         tracing::warn!(
-            "nobody will notice if this host dies: have a URL called that raises the alarm when the calls end (heartbeat_out in the configuration; healthchecks.io, Uptime Kuma and others give you one)"
+            "nobody will notice if this host dies: name a URL under heartbeat_out that raises the alarm when Proctor no longer calls it (healthchecks.io, Uptime Kuma and others give you one)"
         );
     }
     let Some(found) = &loaded.found else {

@@ -41,9 +41,15 @@ pub(super) async fn keep_telling(app: Arc<App>) {
     loop {
         tick.tick().await;
         let alive = app.alive();
+        if alive.is_ok() && watchdog.is_some() {
+            tell(&[NotifyState::Watchdog]);
+        }
         match &alive {
-            Ok(()) if watchdog.is_some() => tell(&[NotifyState::Watchdog]),
-            Err(why) if !starving => tracing::error!("Proctor does not do its work: {why}; systemd's watchdog is no longer fed"),
+            Ok(()) if starving => tracing::info!("Proctor does its work again"),
+            Err(why) if !starving => {
+                let then = watchdog.map_or("", |_| "; its watchdog is no longer fed: systemd starts it anew");
+                tracing::error!("Proctor does not do its work: {why}{then}");
+            }
             _ => {}
         }
         starving = alive.is_err();

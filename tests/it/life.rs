@@ -16,7 +16,6 @@ use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixDatagram};
 
-use crate::support::hostile::{Manner, hostile};
 use crate::support::process::{Process, eventually, free_port, program};
 use crate::support::smtp::{Quirk, Sink};
 
@@ -332,9 +331,11 @@ async fn systemd_is_told_of_start_watchdog_reload_and_stop_and_a_dead_relay_does
     assert!(systemd.until("READY=1").await.contains("was refused"));
     assert!(!house.get("/metrics").await.expect("it serves on").contains("probe=\"other\""));
     house.write("rules.yml", RULES);
+    house.write("proctor.yml", &good.replace("dead:", "other:").replace(&house.web.to_string(), "0"));
     proctor.signal("HUP");
     assert!(!systemd.until("READY=1").await.contains("was refused"));
     house.shows("probe_success{probe=\"other\"}", 0.0).await;
+    assert!(house.log().contains("web.listen has changed: that is taken at the next start"), "{}", house.log());
 
     proctor.signal("TERM");
     systemd.until("STOPPING=1").await;
@@ -347,10 +348,11 @@ async fn systemd_is_told_of_start_watchdog_reload_and_stop_and_a_dead_relay_does
 async fn sigterm_ends_within_10_s_whatever_hangs_and_the_mail_under_way_arrives_once_after_the_next_start() {
     let sink = Sink::start().await;
     sink.manners(|manners| manners.quirk = Some(Quirk::SilentBanner));
-    let silent = hostile(Manner::Silent).await;
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
     let house = House::new(
         &(format!(
-            "probes:\n  frozen: {{http: {{url: 'http://127.0.0.1:{silent}/'}}, interval: 1m, timeout: 1m}}\n  dead: {{tcp: {{address: '127.0.0.1:{}'}}}}\n",
+            "probes:\n  frozen: {{http: {{url: 'http://{}/'}}, interval: 1m, timeout: 1m}}\n  dead: {{tcp: {{address: '127.0.0.1:{}'}}}}\n",
+            silent.local_addr().expect("it is bound"),
             free_port()
         ) + &notify(sink.port)),
     );
@@ -364,7 +366,7 @@ async fn sigterm_ends_within_10_s_whatever_hangs_and_the_mail_under_way_arrives_
     eventually("a mail is under way", SOON, || async { (sink.connections() > 0).then_some(()) }).await;
     house.write("proctor.yml", &whole);
     proctor.signal("HUP");
-    house.logs("the configuration was loaded anew").await;
+    let frozen = tokio::time::timeout(SOON, silent.accept()).await.expect("the probe connects").expect("it is taken");
     // A scrape that never reads, and one that never asks.
     let mut slow = TcpStream::connect(("127.0.0.1", house.web)).await.expect("it serves");
     slow.write_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n").await.expect("it takes the request");
@@ -373,7 +375,7 @@ async fn sigterm_ends_within_10_s_whatever_hangs_and_the_mail_under_way_arrives_
     let (code, took) = stop(&mut proctor, "TERM").await;
     assert!(took < Duration::from_secs(10), "{took:?}");
     assert_eq!(code, Some(0), "{}", house.log());
-    drop((slow, half));
+    drop((slow, half, frozen));
 
     sink.manners(|manners| manners.quirk = None);
     house.write("proctor.yml", &without);
