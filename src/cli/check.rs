@@ -116,6 +116,16 @@ impl Row {
     }
 }
 
+impl Row {
+    /// Returns name and detail as one line, where there is a detail; one that begins with the target's own name does
+    /// not say it twice.
+    fn told(&self) -> Option<String> {
+        let detail = self.detail.as_ref()?;
+        let twice = self.target.as_ref().is_some_and(|target| detail.starts_with(target.as_str()));
+        Some(if twice { format!("{}/{detail}", self.probe) } else { format!("{}: {detail}", self.name) })
+    }
+}
+
 /// What all of them answered.
 #[derive(Debug, Serialize)]
 struct Report {

@@ -38,7 +38,7 @@ pub(super) fn nagios(report: &Report) -> String {
         counts.unjudged
     );
     for row in report.targets.iter().filter(|row| row.state != State::Ok) {
-        writeln!(text, "{}", plain(&format!("{} {}: {}", row.state.word(), row.name, row.detail.as_deref().unwrap_or("")))).ok();
+        writeln!(text, "{}", plain(&format!("{} {}", row.state.word(), row.told().as_ref().unwrap_or(&row.name)))).ok();
     }
     text
 }

@@ -7,8 +7,8 @@ use crate::model::duration::print_measured;
 
 /// The width that a line is folded to.
 const COLUMNS: usize = 80;
-/// The longest name in a line; a longer one is cut, and whole below.
-const MAX_NAME: usize = 32;
+/// What a line holds besides name, kind and reason: a state of 6 and a time of 6, and two blanks between all of them.
+const BESIDES: usize = 6 + 6 + 4 * 2;
 
 /// Writes it.
 pub(super) fn write(report: &Report) -> String {
@@ -22,11 +22,18 @@ pub(super) fn write(report: &Report) -> String {
         return text + "Nothing to ask. Write /etc/proctor/proctor.yml and name what to ask under probes:\n";
     }
     let widest = |of: fn(&Row) -> usize| report.targets.iter().map(of).max().unwrap_or(0);
-    let (name, kind) = (widest(|row| row.name.chars().count()).min(MAX_NAME), widest(|row| row.kind.len()));
+    let (kind, reason) = (widest(|row| row.kind.len()), widest(|row| row.reason.unwrap_or("").len()));
+    // A longer one is cut; where something is wrong with it, it stands whole below.
+    let name = widest(|row| row.name.chars().count()).min(COLUMNS.saturating_sub(BESIDES + kind + reason));
     for row in &report.targets {
         let took = row.duration_seconds.map(|seconds| print_measured(Duration::from_secs_f64(seconds))).unwrap_or_default();
-        let line =
-            format!("{:6}  {:name$}  {:kind$}  {took:>6}  {}", row.state.word(), shorten(&row.name), row.kind, row.reason.unwrap_or(""));
+        let line = format!(
+            "{:6}  {:name$}  {:kind$}  {took:>6}  {}",
+            row.state.word(),
+            shorten(&row.name, name),
+            row.kind,
+            row.reason.unwrap_or("")
+        );
         text += line.trim_end();
         text += "\n";
     }
@@ -50,12 +57,15 @@ pub(super) fn write(report: &Report) -> String {
     // What is wrong comes last: it stands next to the prompt.
     let order = [State::Partial, State::Blind, State::Unjudged, State::Failed];
     let told = order.iter().flat_map(|state| report.targets.iter().filter(move |row| row.state == *state));
-    told.filter_map(|row| Some((row, row.detail.as_ref()?))).for_each(|(row, detail)| text += &fold(&format!("{}: {detail}", row.name), 2));
+    told.filter_map(Row::told).for_each(|told| text += &fold(&told, 2));
     text
 }
 
-fn shorten(name: &str) -> String {
-    if name.chars().count() <= MAX_NAME { name.to_owned() } else { name.chars().take(MAX_NAME - 1).chain(['…']).collect() }
+/// Cuts the middle out: of several pages of one site the ends differ.
+fn shorten(name: &str, most: usize) -> String {
+    let name: Vec<char> = name.chars().collect();
+    let (head, tail) = (most / 2, most.saturating_sub(most / 2 + 1));
+    if name.len() <= most { name.iter().collect() } else { name[..head].iter().chain(&['…']).chain(&name[name.len() - tail..]).collect() }
 }
 
 /// Folds a line at blanks, and a word that is longer than a line anywhere; what follows is indented by two more.

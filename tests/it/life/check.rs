@@ -4,7 +4,9 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use super::House;
+use crate::support::gunicorn::Gunicorn;
 use crate::support::hostile::{Manner, hostile};
+use crate::support::nginx::Nginx;
 use crate::support::process::{Process, eventually, free_port, program};
 
 fn check(house: &House, arguments: &[&str]) -> Output {
@@ -72,6 +74,28 @@ async fn real_services_are_one_line_each_and_what_is_wrong_comes_last() {
         let parsed = Command::new(python).args(["-c", script]).arg(house.path("junit.xml")).output().expect("it runs");
         assert_eq!(text(&parsed.stdout), "10 9 10 9\n", "{}", text(&parsed.stderr));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_server_with_several_sites_is_one_line_each_on_80_columns() {
+    let (Some(nginx), Some(gunicorn)) = (Nginx::start().await, Gunicorn::tcp().await) else { return };
+    let (http, https) = (nginx.http, nginx.https);
+    let house = House::new(&format!(
+        "probes:\n  web:\n    timeout: 1s\n    nginx:\n      status: 'http://127.0.0.1:{http}/nginx_status'\n      address: 127.0.0.1\n      ca_file: {ca}\n      \
+         sites: ['https://coursys.example.org:{https}/', 'https://coursys.example.org:{https}/503', 'https://default.example.org:{https}/']\n  \
+         app: {{gunicorn: {{listen: '{listen}', host_header: coursys.example.org}}}}\n",
+        ca = nginx.ca_file().display(),
+        listen = gunicorn.listen
+    ));
+    let output = check(&house, &[]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said.lines().all(|line| line.chars().count() <= 80), "{said}");
+    assert!(said.contains("\nWrong now: 2 of 5 targets.\n"), "{said}");
+    assert!(said.lines().any(|line| line.starts_with("ok      app ")), "{said}");
+    let of = |page: &str| said.lines().find(|line| line.contains(&format!("{https}{page} "))).unwrap_or("").to_owned();
+    assert!(of("/").starts_with("ok ") && of("/503").starts_with("FAILED "), "two pages of one site can be told apart: {said}");
+    assert_eq!(said.matches(&format!("https://coursys.example.org:{https}/503")).count(), 2, "once in its line, once below: {said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
