@@ -151,6 +151,8 @@ pub struct App {
     /// Held during a reload: reloads come one after the other.
     reloading: tokio::sync::Mutex<()>,
     tasks: Tasks,
+    /// Says whether the host is still starting.
+    starting: booting::Starting,
     /// Whether Proctor itself is well, under the configuration in force.
     health: Mutex<Option<health::Health>>,
     /// When the command of a hold was last heard of, by the hold's id.
@@ -175,6 +177,7 @@ impl App {
         let mutes = Arc::new(Mutex::new(telling::mutes(&loaded.config, &store)));
         let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
         let tasks = Tasks::new();
+        let starting = booting::watch(&loaded.config.startup, &tasks);
         let scoped_tasks = tasks.child();
         let scheduler = Scheduler::new(scheduled, sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone()), metrics.clone());
         let app = Arc::new(Self {
@@ -191,6 +194,7 @@ impl App {
             scoped: Mutex::new(Scoped { loaded, scheduler, tasks: scoped_tasks }),
             reloading: tokio::sync::Mutex::new(()),
             tasks,
+            starting,
             health: Mutex::default(),
             heard: Mutex::default(),
             web: Mutex::new(None),
@@ -277,6 +281,7 @@ impl App {
                 return Err(error);
             }
         };
+        life::say_what_waits_for_a_restart(&self.loaded().config, &loaded.config);
         let old = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
         old.stop(STOP_WITHIN).await;
         let scheduler = Scheduler::new(
@@ -286,7 +291,6 @@ impl App {
         );
         {
             let mut scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
-            life::say_what_waits_for_a_restart(&scoped.loaded.config, &loaded.config);
             let kept: Vec<String> = scheduler.targets().iter().map(ToString::to_string).collect();
             for gone in scoped.scheduler.targets().iter().map(ToString::to_string).filter(|name| !kept.contains(name)) {
                 self.window.forget_owner(&gone, tasks::now());

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use tokio::sync::Notify;
 
-use super::{App, Loaded, booting};
+use super::{App, Loaded};
 use crate::client::smtp::Limits;
 use crate::config::Config;
 use crate::mute::depends::Depends;
@@ -30,7 +30,7 @@ const MAINTENANCE_EVERY: Duration = Duration::from_secs(1);
 /// Takes what mutes back from the store.
 pub(super) fn mutes(config: &Config, store: &Store) -> Mutes {
     Mutes {
-        startup: Startup::new(&config.startup, tasks::now(), booting::boot_time(), store.get::<FirstLook>(FirstLook::KEY)),
+        startup: Startup::new(&config.startup, tasks::now(), super::booting::boot_time(), store.get::<FirstLook>(FirstLook::KEY)),
         maintenance: MaintenanceWatch::new(&config.maintenance, store.get::<MaintenanceMark>(MaintenanceMark::KEY)),
         holds: Holds::new(store.all()),
         silences: Silences::new(store.all()),
@@ -103,7 +103,7 @@ impl App {
             depends: Arc::new(depends),
             actions: Arc::new(Vec::new),
             patience: Arc::new(move |_| patience),
-            systemd_starting: booting::watch(&loaded.config.startup, tasks),
+            systemd_starting: self.starting.clone(),
             changes: Arc::new(|_, _| Vec::new()),
             refresh: Arc::new(move |names| ask(names).map(drop).boxed()),
             outbox: queued,

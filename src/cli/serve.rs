@@ -8,7 +8,6 @@ use tracing_subscriber::EnvFilter;
 
 use super::{Exit, supervised};
 use crate::app::{App, Loaded, Source};
-use crate::tasks::Tasks;
 
 pub(super) fn run(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let filter = EnvFilter::try_from_env("PROCTOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -26,7 +25,7 @@ async fn serve(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
         tracing::info!("serving http://{address}/ and http://{address}/metrics");
     }
     supervised::tell_ready(&app);
-    let telling = Tasks::new();
+    let telling = crate::tasks::Tasks::new();
     telling.spawn_until_stopped("systemd", supervised::keep_telling(app.clone()));
     loop {
         tokio::select! {

@@ -16,6 +16,11 @@ const MAX_NAME: usize = 40;
 /// Checks a configuration that decoded.
 pub(super) fn cross(config: &Config, problems: &mut Problems) {
     let names: Vec<&str> = config.probes.0.iter().map(|(name, _)| name.as_str()).collect();
+    if let Some(heartbeat) = &config.heartbeat_out
+        && let Err(why) = heartbeat.check()
+    {
+        problems.push(heartbeat.at, why);
+    }
     for (name, probe) in &config.probes.0 {
         check_name("probe", name, problems);
         match probe.kinds().as_slice() {
@@ -56,9 +61,6 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
                 .map_or(Position { line: 1, col: 1 }, |(name, _)| name.at);
             problems.push(at, error.to_string());
         }
-    }
-    if let Some(Err(why)) = config.heartbeat_out.as_ref().map(|heartbeat| heartbeat.check()) {
-        problems.push(config.heartbeat_out.as_ref().map_or(Position { line: 1, col: 1 }, |heartbeat| heartbeat.at), why);
     }
     if let Some(notify) = &config.notify {
         notify.check(notify.at, !notify.webhooks.0.is_empty(), problems);
