@@ -42,7 +42,7 @@
 //! | `src/main.rs` | parses, calls [`cli`], maps to an exit code; nothing else |
 //! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret: plain types, no I/O, no clock |
 //! | `src/metrics.rs` | every `proctor_*` metric: name, help, labels; the only place that registers one |
-//! | `src/tasks.rs` | the clock, named supervised tasks, the staged stop |
+//! | `src/tasks.rs` | the clock, named supervised tasks and whether their loops come round, the staged stop |
 //! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
@@ -57,12 +57,13 @@
 //! | `src/web` | `/metrics`, status page, health answers, control socket |
 //! | `src/config` | puts the components' own config structs together, loads, cross-checks |
 //! | `src/discover` | looks at the host and writes YAML that goes through [`config`]'s own loader |
-//! | `src/app` | builds everything in order, named stops, reload |
-//! | `src/cli` | one file per command |
+//! | `src/app` | builds everything in order, named stops, reload; whether Proctor itself is well, the heartbeat out |
+//! | `src/cli` | one file per command; what systemd is told of `serve` |
 //! | `templates` | the HTML of the status page and of mails |
 //! | `alerts` | Prometheus rule files, used by Proctor and by Prometheus unchanged; `alerts/tests` in promtool's format |
 //! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
 //! | `deploy` | the commented example configuration |
+//! | `docs/life.md` | for people who run it: start, stop, reload, watchdog, heartbeat, exit codes |
 //! | `tests/it` | one integration binary against real services |
 //! | `tests/stack` | installs and starts the real services |
 //!

@@ -146,6 +146,8 @@ metrics! {
     task_panics: Counter = "task_panics",
     /// Pings to the outside that says when this host dies, by outcome
     heartbeats_out: Family<ByOutcome, Counter> = "heartbeats_out",
+    /// When the outside last took such a ping, in seconds since the epoch; 0 before the first
+    heartbeat_out_last_success: FloatGauge = "heartbeat_out_last_success_timestamp_seconds",
 }
 
 impl Default for Metrics {

@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::model::Timestamp;
+use crate::model::duration::print_measured;
 
 /// Returns the present moment on a clock that never jumps.
 ///
@@ -100,6 +102,44 @@ impl Tasks {
     /// Returns what panicked since the start.
     pub fn panics(&self) -> Vec<String> {
         self.panics.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A loop that comes round later than its own bound by this much does not come round any more. Longer than a reload may
+/// take, and than what a host under load costs.
+pub const LATE: Duration = Duration::from_secs(15);
+
+/// When a loop last came round: the loop beats, and whoever watches it asks whether it is late. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    name: Arc<str>,
+    within: Duration,
+    beaten: Arc<AtomicBool>,
+    /// Milliseconds, as [`Timestamp`].
+    at: Arc<AtomicI64>,
+}
+
+impl Pulse {
+    /// Begins now; the loop is late where it has not beaten for `within` and [`LATE`].
+    pub fn new(name: impl Into<Arc<str>>, within: Duration) -> Self {
+        Self { name: name.into(), within: within + LATE, beaten: Arc::default(), at: Arc::new(AtomicI64::new(now().0)) }
+    }
+
+    /// Says that the loop came round.
+    pub fn beat(&self) {
+        self.at.store(now().0, Ordering::Relaxed);
+        self.beaten.store(true, Ordering::Relaxed);
+    }
+
+    /// Says whether the loop has come round at all.
+    pub fn has_beaten(&self) -> bool {
+        self.beaten.load(Ordering::Relaxed)
+    }
+
+    /// Says which loop is late and since when, if it is.
+    pub fn late(&self, now: Timestamp) -> Option<String> {
+        let since = now.since(Timestamp(self.at.load(Ordering::Relaxed)));
+        (since > self.within).then(|| format!("{} has not come round for {}", self.name, print_measured(since)))
     }
 }
 

@@ -3,6 +3,10 @@
 //! What outlives a reload (metrics, store, results, window, alert table, web) is built once; what belongs to a
 //! configuration (probes and what is made from them) is a [`Tasks`] child that a reload swaps as a whole.
 
+mod booting;
+mod health;
+mod heartbeat_out;
+mod life;
 mod operate;
 mod paths;
 mod repairing;
@@ -31,7 +35,7 @@ use crate::rules;
 use crate::rules::group::{self, Context, Nudge};
 use crate::rules::load::RuleGroup;
 use crate::snapshot::Snapshot;
-use crate::store::{Store, StoreError};
+use crate::store::{CLOSE_WITHIN, Store, StoreError};
 use crate::tasks::{self, Tasks};
 use crate::web::{self, Pages, WebError};
 use crate::window::{Limits, Window};
@@ -180,6 +184,10 @@ pub struct App {
     /// Held during a reload: reloads come one after the other.
     reloading: tokio::sync::Mutex<()>,
     tasks: Tasks,
+    /// Says whether the host is still starting.
+    starting: booting::Starting,
+    /// Whether Proctor itself is well, under the configuration in force.
+    health: Mutex<Option<health::Health>>,
     /// When the command of a hold was last heard of, by the hold's id.
     heard: Mutex<BTreeMap<String, Timestamp>>,
     web: Mutex<Option<std::net::SocketAddr>>,
@@ -204,6 +212,7 @@ impl App {
         let mutes = Arc::new(Mutex::new(telling::mutes(&loaded.config, &store)));
         let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
         let tasks = Tasks::new();
+        let starting = booting::watch(&loaded.config.startup, &tasks);
         let sink = sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone());
         let scoped = Arc::new(Mutex::new(Scoped::new(loaded, scheduled, sink, &metrics, tasks.child())));
         let alerts = AlertTable::default();
@@ -212,7 +221,7 @@ impl App {
             store: store.clone(),
             metrics: metrics.clone(),
             probe_now: repairing::probe_now(&scoped),
-            withheld: repairing::withheld(&scoped, &mutes, &snapshot, &alerts),
+            withheld: repairing::withheld(&scoped, &mutes, &snapshot, &alerts, &starting),
             verify_every: VERIFY_EVERY,
             tasks: tasks.clone(),
         };
@@ -233,6 +242,8 @@ impl App {
             scoped,
             reloading: tokio::sync::Mutex::new(()),
             tasks,
+            starting,
+            health: Mutex::default(),
             heard: Mutex::default(),
             web: Mutex::new(None),
         });
@@ -283,9 +294,10 @@ impl App {
             ready: Arc::new(move || snapshot.all().iter().all(|latest| latest.result.is_some())),
         };
         let groups = group::restore(loaded.rules.clone(), &context, tasks::now()).await;
-        group::start(groups, &self.nudge, &tasks);
+        let mut pulses = group::start(groups, &self.nudge, &tasks);
         self.start_telling(&loaded, &scheduler, &tasks);
-        scheduler.start(&tasks);
+        pulses.extend(scheduler.start(&tasks));
+        self.start_life(&loaded, pulses, &tasks);
     }
 
     async fn start_control(self: &Arc<Self>, config: &Config) {
@@ -318,6 +330,7 @@ impl App {
                 return Err(error);
             }
         };
+        life::say_what_waits_for_a_restart(&self.loaded().config, &loaded.config);
         let old = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
         old.stop(STOP_WITHIN).await;
         let sink = sink(&self.snapshot, &self.window, &self.nudge, loaded.config.site.labels.clone());
@@ -390,7 +403,8 @@ impl App {
         let begin = tokio::time::Instant::now();
         let scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
         let mut stuck = scoped.stop(STOP_WITHIN / 4).await;
-        stuck.extend(self.tasks.stop(STOP_WITHIN.saturating_sub(begin.elapsed())).await);
+        let rest = STOP_WITHIN.saturating_sub(begin.elapsed() + CLOSE_WITHIN);
+        stuck.extend(self.tasks.stop(rest).await);
         self.store.close();
         stuck
     }

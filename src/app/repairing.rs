@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::booting::Starting;
 use super::{AppError, Scoped};
 use crate::alerts::AlertTable;
 use crate::config::Config;
@@ -35,8 +36,14 @@ pub(super) fn probe_now(scoped: &Arc<Mutex<Scoped>>) -> ProbeNow {
 
 /// Says why nothing is done about an alert now: what mutes it, except that its mail was sent already, and a probe that
 /// it needs and that fails, however long its own alert takes.
-pub(super) fn withheld(scoped: &Arc<Mutex<Scoped>>, mutes: &Arc<Mutex<Mutes>>, snapshot: &Snapshot, alerts: &AlertTable) -> Withheld {
-    let (scoped, mutes, snapshot, alerts) = (scoped.clone(), mutes.clone(), snapshot.clone(), alerts.clone());
+pub(super) fn withheld(
+    scoped: &Arc<Mutex<Scoped>>,
+    mutes: &Arc<Mutex<Mutes>>,
+    snapshot: &Snapshot,
+    alerts: &AlertTable,
+    starting: &Starting,
+) -> Withheld {
+    let (scoped, mutes, snapshot, alerts, starting) = (scoped.clone(), mutes.clone(), snapshot.clone(), alerts.clone(), starting.clone());
     Arc::new(move |alert, now| {
         if !alerts.is_judged(&alert.rule) {
             return Some("its rule was not yet evaluated on what the probes found since the start".to_owned());
@@ -54,7 +61,7 @@ pub(super) fn withheld(scoped: &Arc<Mutex<Scoped>>, mutes: &Arc<Mutex<Mutes>>, s
         let mutes = mutes.lock().unwrap_or_else(PoisonError::into_inner);
         let facts = Facts {
             startup: &mutes.startup,
-            view: super::telling::view(&targets),
+            view: super::telling::view(&targets, &starting),
             maintenance: &mutes.maintenance.state(now),
             holds: &mutes.holds,
             silences: &mutes.silences,

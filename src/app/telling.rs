@@ -31,9 +31,8 @@ const MAINTENANCE_EVERY: Duration = Duration::from_secs(1);
 
 /// Takes what mutes back from the store.
 pub(super) fn mutes(config: &Config, store: &Store) -> Mutes {
-    let boot = procfs::boot_time_secs().ok().and_then(|seconds| i64::try_from(seconds).ok()).map(crate::model::Timestamp::from_secs);
     Mutes {
-        startup: Startup::new(&config.startup, tasks::now(), boot, store.get::<FirstLook>(FirstLook::KEY)),
+        startup: Startup::new(&config.startup, tasks::now(), super::booting::boot_time(), store.get::<FirstLook>(FirstLook::KEY)),
         maintenance: MaintenanceWatch::new(&config.maintenance, store.get::<MaintenanceMark>(MaintenanceMark::KEY)),
         holds: Holds::new(store.all()),
         silences: Silences::new(store.all()),
@@ -81,8 +80,8 @@ pub(super) fn patience(loaded: &Loaded, scheduled: &[Scheduled]) -> Patience {
 }
 
 /// What the startup is decided by, besides the time.
-pub(super) fn view(targets: &[Latest]) -> StartupView {
-    StartupView { waiting: targets.iter().filter(|latest| latest.runs < FIRST_LOOK_RUNS).count(), systemd_starting: None }
+pub(super) fn view(targets: &[Latest], starting: &super::booting::Starting) -> StartupView {
+    StartupView { waiting: targets.iter().filter(|latest| latest.runs < FIRST_LOOK_RUNS).count(), systemd_starting: starting() }
 }
 
 impl App {
@@ -119,7 +118,7 @@ impl App {
             depends,
             actions: Arc::new(move || runner.current()),
             patience,
-            systemd_starting: Arc::new(|| None),
+            systemd_starting: self.starting.clone(),
             changes: Arc::new(|_, _| Vec::new()),
             refused: Arc::new(move || refusing.refused()),
             refresh: Arc::new(move |names| ask(names).map(drop).boxed()),

@@ -1,93 +1,225 @@
 //! `proctor check`: asks every probe once, in parallel, and says what is wrong now.
 
+mod formats;
+mod table;
+
 use std::error::Error;
 use std::io::Write;
 use std::sync::Arc;
 
-use futures_util::future::join_all;
+use clap::{Args, ValueEnum};
+use futures_util::StreamExt;
+use serde::Serialize;
 
 use super::Exit;
 use crate::app::{self, Source};
+use crate::client::net::chain;
 use crate::metrics::Metrics;
-use crate::model::duration::print_measured;
-use crate::model::{ProbeResult, Sight};
-use crate::probe::scheduler;
+use crate::model::decode::unknown;
+use crate::model::{ProbeResult, Sight, Target, Timestamp};
+use crate::probe::scheduler::{self, Scheduled};
+use crate::tasks;
 
-/// The width that a line is folded to.
-const COLUMNS: usize = 80;
+/// The most targets that are asked at the same time: each costs a file descriptor, and the host is the site's.
+const MAX_AT_ONCE: usize = 64;
 
-pub(super) fn run(source: &Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
-    let loaded = app::load(source)?;
-    let scheduled = app::plan(&loaded.config)?;
-    let metrics = Arc::new(Metrics::new());
-    let results = super::runtime()?.block_on(join_all(scheduled.iter().map(|one| scheduler::run(one, &metrics))));
-    let results: Vec<ProbeResult> = results.into_iter().flatten().collect();
-    let mut out = std::io::stdout().lock();
-    if let Some(found) = &loaded.found {
-        writeln!(out, "No configuration: this is what was found on this host.")?;
-        for line in &found.left_out {
-            writeln!(out, "Not asked: {line}")?;
-        }
-        writeln!(out)?;
-    }
-    if results.is_empty() {
-        writeln!(out, "Nothing to ask. Write /etc/proctor/proctor.yml and name what to ask under probes:")?;
-        return Ok(Exit::CouldNotRun);
-    }
-    write!(out, "{}", table(&results))?;
-    let failed = results.iter().filter(|result| !result.is_success()).count();
-    Ok(if failed == 0 && results.len() == scheduled.len() { Exit::Well } else { Exit::Failed })
+#[derive(Debug, Args)]
+pub(super) struct Check {
+    /// How to say it; nagios has exit codes of its own (0 OK, 1 WARNING, 2 CRITICAL, 3 UNKNOWN)
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    format: Format,
+    /// Asks only this probe; may be given several times
+    #[arg(long, value_name = "PROBE")]
+    only: Vec<String>,
 }
 
-/// Writes one line per target, then what is wrong now.
-fn table(results: &[ProbeResult]) -> String {
-    let width = results.iter().map(|result| result.target.to_string().chars().count()).max().unwrap_or(0).min(36);
-    let mut text = String::new();
-    for result in results {
-        let state = match (&result.outcome, &result.sight) {
-            (Err(_), _) => "FAILED",
-            (Ok(()), Sight::Full) => "ok",
-            (Ok(()), Sight::Partial { .. }) => "partly",
-            (Ok(()), Sight::Blind { .. }) => "blind",
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people, on 80 columns
+    Table,
+    /// One object; its shape is described in docs/life.md and stays
+    Json,
+    /// One line and performance data, then one line per target that is not well
+    Nagios,
+    /// A test suite with one test per target
+    Junit,
+}
+
+/// How one target is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum State {
+    /// It works.
+    Ok,
+    /// It works, as far as could be seen.
+    Partial,
+    /// Nothing could be seen: neither well nor failing.
+    Blind,
+    /// It does not work.
+    Failed,
+    /// This host was too slow to judge.
+    Unjudged,
+}
+
+impl State {
+    /// The word of the table.
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Partial => "partly",
+            Self::Blind => "blind",
+            Self::Failed => "FAILED",
+            Self::Unjudged => "unsure",
+        }
+    }
+}
+
+/// What one target answered. The order and the names are those of `--format json`.
+#[derive(Debug, Serialize)]
+struct Row {
+    probe: String,
+    target: Option<String>,
+    kind: &'static str,
+    state: State,
+    /// Of the closed set, where it failed.
+    reason: Option<&'static str>,
+    /// What is wrong, or what could not be seen and how to change that.
+    detail: Option<String>,
+    duration_seconds: Option<f64>,
+    #[serde(skip)]
+    name: String,
+}
+
+impl Row {
+    fn new(target: &Target, result: Option<&ProbeResult>) -> Self {
+        let (state, reason, detail) = match result.map(|result| (&result.outcome, &result.sight)) {
+            None => (State::Unjudged, None, Some("this host was too slow or asleep to judge it: ask again".to_owned())),
+            Some((Err(failure), _)) => (State::Failed, Some(failure.reason.as_str()), Some(failure.detail.clone())),
+            Some((Ok(()), Sight::Full)) => (State::Ok, None, None),
+            Some((Ok(()), sight @ (Sight::Partial { missing, remedy } | Sight::Blind { missing, remedy }))) => {
+                let state = if matches!(sight, Sight::Blind { .. }) { State::Blind } else { State::Partial };
+                (state, None, Some(format!("cannot see {missing}; {remedy}")))
+            }
         };
-        let reason = result.outcome.as_ref().err().map(|failure| format!("  {}", failure.reason)).unwrap_or_default();
-        let name: String = result.target.to_string().chars().take(36).collect();
-        text += &format!("{state:6}  {name:width$}  {:11}  {:>6}{reason}\n", result.target.kind, print_measured(result.duration));
-    }
-    let failed: Vec<_> = results.iter().filter_map(|result| Some((result, result.outcome.as_ref().err()?))).collect();
-    if failed.is_empty() {
-        text += &format!("\nAll {} targets are well.\n", results.len());
-    } else {
-        text += &format!("\nWrong now: {} of {} targets.\n", failed.len(), results.len());
-    }
-    for (result, failure) in failed {
-        text += &fold(&format!("{}: {}", result.target, failure.detail));
-    }
-    for result in results {
-        if let Sight::Partial { missing, remedy } | Sight::Blind { missing, remedy } = &result.sight {
-            text += &fold(&format!("{}: cannot see {missing}; {remedy}", result.target));
+        // What a probe could not see may hold what a service said.
+        let detail = detail.map(|text| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect());
+        Self {
+            probe: target.probe.to_string(),
+            target: target.target.as_deref().map(str::to_owned),
+            kind: target.kind,
+            state,
+            reason,
+            detail,
+            duration_seconds: result.map(|result| result.duration.as_secs_f64()),
+            name: target.to_string(),
         }
     }
-    text
 }
 
-/// Folds a line at blanks; what follows is indented.
-fn fold(line: &str) -> String {
-    let mut text = String::from("  ");
-    let mut column = 2;
-    for word in line.split(' ') {
-        let long = word.chars().count();
-        if column + long + 1 > COLUMNS && column > 4 {
-            text += "\n    ";
-            column = 4;
-        } else if column > 4 || (column > 2 && !text.ends_with("    ")) {
-            text.push(' ');
-            column += 1;
-        }
-        text += word;
-        column += long;
+impl Row {
+    /// Returns name and detail as one line, where there is a detail; one that begins with the target's own name does
+    /// not say it twice.
+    fn told(&self) -> Option<String> {
+        let detail = self.detail.as_ref()?;
+        let twice = self.target.as_ref().is_some_and(|target| detail.starts_with(target.as_str()));
+        Some(if twice { format!("{}/{detail}", self.probe) } else { format!("{}: {detail}", self.name) })
     }
-    text + "\n"
+}
+
+/// What all of them answered.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// The version of this shape: keys may be added, none is removed or changes its meaning within a version.
+    version: u32,
+    site: String,
+    #[serde(serialize_with = "in_words")]
+    at: Timestamp,
+    counts: Counts,
+    targets: Vec<Row>,
+    /// What was found on the host and is not asked, where there is no configuration.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    left_out: Vec<String>,
+    #[serde(skip)]
+    configured: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+struct Counts {
+    ok: usize,
+    partial: usize,
+    blind: usize,
+    failed: usize,
+    unjudged: usize,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over so")]
+fn in_words<S: serde::Serializer>(at: &Timestamp, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(at)
+}
+
+impl Report {
+    fn exit(&self, format: Format) -> Exit {
+        let Counts { partial, blind, failed, unjudged, .. } = self.counts;
+        let nothing = self.targets.is_empty() || unjudged > 0;
+        match (format, failed > 0, nothing) {
+            (Format::Nagios, true, _) => Exit::Of(2),
+            (Format::Nagios, false, true) => Exit::Of(3),
+            (Format::Nagios, false, false) => Exit::Of(u8::from(partial + blind > 0)),
+            (_, true, _) => Exit::Failed,
+            (_, false, true) => Exit::CouldNotRun,
+            (_, false, false) => Exit::Well,
+        }
+    }
+}
+
+pub(super) fn run(source: &Source, check: &Check) -> Result<Exit, Box<dyn Error + Send + Sync>> {
+    let report = match ask(source, &check.only) {
+        Ok(report) => report,
+        // Nagios reads what is printed, and knows 2 as CRITICAL.
+        Err(error) if check.format == Format::Nagios => {
+            writeln!(std::io::stdout().lock(), "{}", formats::nagios_unknown(&chain(&*error)))?;
+            return Ok(Exit::Of(3));
+        }
+        Err(error) => return Err(error),
+    };
+    let text = match check.format {
+        Format::Table => table::write(&report),
+        Format::Json => serde_json::to_string_pretty(&report)? + "\n",
+        Format::Nagios => formats::nagios(&report),
+        Format::Junit => formats::junit(&report),
+    };
+    std::io::stdout().lock().write_all(text.as_bytes())?;
+    Ok(report.exit(check.format))
+}
+
+fn ask(source: &Source, only: &[String]) -> Result<Report, Box<dyn Error + Send + Sync>> {
+    let loaded = app::load(source)?;
+    let names: Vec<&str> = loaded.config.probes.0.iter().map(|(name, _)| name.as_str()).collect();
+    if let Some(wrong) = only.iter().find(|name| !names.contains(&name.as_str())) {
+        return Err(format!("--only: {}", unknown("probe", wrong, &names)).into());
+    }
+    let mut scheduled = app::plan(&loaded.config)?;
+    scheduled.retain(|one| only.is_empty() || only.iter().any(|name| **name == *one.target.probe));
+    let metrics = Arc::new(Metrics::new());
+    let at = tasks::wall_now();
+    let targets = super::block_on(ask_all(&scheduled, &metrics))?;
+    let count = |state| targets.iter().filter(|row| row.state == state).count();
+    let counts = Counts {
+        ok: count(State::Ok),
+        partial: count(State::Partial),
+        blind: count(State::Blind),
+        failed: count(State::Failed),
+        unjudged: count(State::Unjudged),
+    };
+    let configured = loaded.found.is_none();
+    let left_out = loaded.found.map(|found| found.left_out).unwrap_or_default();
+    Ok(Report { version: 1, site: loaded.config.site.name.clone(), at, counts, targets, left_out, configured })
+}
+
+/// Asks each once, in the order of the configuration.
+async fn ask_all(scheduled: &[Scheduled], metrics: &Metrics) -> Vec<Row> {
+    let asked = scheduled.iter().map(|one| async move { Row::new(&one.target, scheduler::run(one, metrics).await.as_ref()) });
+    futures_util::stream::iter(asked).buffered(MAX_AT_ONCE).collect().await
 }
 
 #[cfg(test)]
@@ -95,30 +227,79 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::{Failure, Reason, Target, Timestamp};
+    use crate::model::{Failure, Reason};
+
+    /// A report of one target in each state, with what hostile services say.
+    fn report() -> Report {
+        let target = |name: &str, of: Option<&str>, kind| {
+            let (interval, timeout) = (Duration::from_secs(15), Duration::from_secs(5));
+            let depends_on = Arc::new([]);
+            Arc::new(Target { probe: name.into(), target: of.map(Into::into), kind, interval, timeout, depends_on })
+        };
+        let row = |name: &str, of: Option<&str>, kind, outcome, sight| {
+            let target = target(name, of, kind);
+            let (samples, evidence, duration) = (Vec::new(), Vec::new(), Duration::from_micros(300));
+            Row::new(&target, Some(&ProbeResult { target: target.clone(), at: Timestamp(0), duration, outcome, samples, sight, evidence }))
+        };
+        let silent = "127.0.0.1:50000: no answer within 5s (connected after 0.3ms, waiting for the server's first bytes): the tunnel is up but the far end is silent";
+        let hostile = "127.0.0.1:80 said <b>|\u{1b}[31m\"&'; \r\nSTATUS OK and a word that has no end xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx";
+        let (missing, remedy) = ("the accept queue".to_owned(), "run proctor in the host's network".to_owned());
+        let mut targets = vec![
+            row("cache", None, "memcached", Ok(()), Sight::Full),
+            row("csrpt", None, "tunnel", Err(Failure::new(Reason::RemoteSilent, silent)), Sight::Full),
+            row(
+                "web",
+                Some("https://coursys.example.org/a/long/path/of/one/site"),
+                "nginx",
+                Err(Failure::new(Reason::ConnectTimeout, hostile)),
+                Sight::Full,
+            ),
+            row("search", None, "elasticsearch", Ok(()), Sight::Partial { missing: missing.clone(), remedy: remedy.clone() }),
+            row("app", None, "gunicorn", Ok(()), Sight::Blind { missing, remedy }),
+        ];
+        targets.push(Row::new(&target("slow", None, "http"), None));
+        let counts = Counts { ok: 1, partial: 1, blind: 1, failed: 2, unjudged: 1 };
+        Report { version: 1, site: "coursys".into(), at: Timestamp(0), counts, targets, left_out: Vec::new(), configured: true }
+    }
+
+    fn well() -> Report {
+        let mut report = report();
+        report.targets.truncate(1);
+        Report { counts: Counts { ok: 1, ..Counts::default() }, ..report }
+    }
 
     #[test]
     fn a_tired_person_sees_what_is_wrong_at_the_end_of_80_columns() {
-        let result = |name: &str, kind, outcome| ProbeResult {
-            target: Arc::new(Target {
-                probe: name.into(),
-                target: None,
-                kind,
-                interval: Duration::from_secs(15),
-                timeout: Duration::from_secs(5),
-                depends_on: Arc::new([]),
-            }),
-            at: Timestamp(0),
-            duration: Duration::from_micros(300),
-            outcome,
-            samples: Vec::new(),
-            sight: Sight::Full,
-            evidence: Vec::new(),
-        };
-        let silent = "no answer within 5s: 127.0.0.1:50000: connected after 0.3ms, waiting for the server's first bytes: the tunnel is up but the far end is silent";
-        let text =
-            table(&[result("cache", "memcached", Ok(())), result("csrpt", "tunnel", Err(Failure::new(Reason::RemoteSilent, silent)))]);
+        let text = table::write(&report());
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
-        insta::assert_snapshot!(text);
+        assert!(!text.contains('\u{1b}'));
+        insta::assert_snapshot!("table", text);
+        insta::assert_snapshot!("table_well", table::write(&well()));
+    }
+
+    #[test]
+    fn machines_get_the_same_in_their_own_shape() {
+        insta::assert_snapshot!("json", serde_json::to_string_pretty(&report()).expect("is JSON"));
+        insta::assert_snapshot!("nagios", formats::nagios(&report()));
+        insta::assert_snapshot!("nagios_well", formats::nagios(&well()));
+        insta::assert_snapshot!("junit", formats::junit(&report()));
+    }
+
+    #[test]
+    fn the_exit_code_is_that_of_the_worst_target() {
+        let with = |counts: Counts| Report { counts, ..report() };
+        let none = Counts::default();
+        for (counts, exit, nagios) in [
+            (Counts { ok: 1, ..none }, 0, 0),
+            (Counts { partial: 1, ..none }, 0, 1),
+            (Counts { blind: 1, ..none }, 0, 1),
+            (Counts { failed: 1, unjudged: 1, ..none }, 1, 2),
+            (Counts { ok: 5, unjudged: 1, ..none }, 2, 3),
+        ] {
+            let report = with(counts);
+            assert_eq!((report.exit(Format::Table).code(), report.exit(Format::Nagios).code()), (exit, nagios), "{counts:?}");
+        }
+        let nothing = Report { targets: Vec::new(), counts: none, ..report() };
+        assert_eq!((nothing.exit(Format::Json).code(), nothing.exit(Format::Nagios).code()), (2, 3), "nothing was asked");
     }
 }

@@ -17,7 +17,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(70);
 /// Sends a command and prints what came of it.
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command's answer")]
 pub(super) fn send(source: &Source, command: Command) -> Result<Exit, Box<dyn Error + Send + Sync>> {
-    Ok(match super::runtime()?.block_on(ask(source, &command))? {
+    Ok(match super::block_on(ask(source, &command))?? {
         Ok(reply) => {
             println!("{}", reply.text);
             Exit::Well

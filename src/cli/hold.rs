@@ -48,7 +48,7 @@ enum HoldCommand {
 
 pub(super) fn run(source: &Source, hold: Hold) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     match (hold.command, hold.length) {
-        (Some(HoldCommand::Run { argv }), _) => super::runtime()?.block_on(run_held(source, &argv)),
+        (Some(HoldCommand::Run { argv }), _) => super::block_on(run_held(source, &argv))?,
         (Some(HoldCommand::List), _) => control::send(source, Command::HoldList {}),
         (Some(HoldCommand::End { id }), _) => control::send(source, Command::HoldEnd { id }),
         (None, Some(length)) => control::send(source, Command::Hold { for_ms: millis(length), reason: hold.reason }),

@@ -6,6 +6,7 @@ mod control;
 mod hold;
 mod serve;
 mod silence;
+mod supervised;
 
 use std::path::{Path, PathBuf};
 
@@ -34,7 +35,7 @@ enum Command {
     /// Watches the site until it is told to stop
     Serve,
     /// Asks every probe once and says what is wrong now; needs no daemon, no state, no root
-    Check,
+    Check(check::Check),
     /// Looks at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -101,7 +102,7 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
     let source = source(cli.config.as_deref());
     match cli.command {
         Command::Serve => serve::run(source),
-        Command::Check => check::run(&source),
+        Command::Check(check) => check::run(&source, &check),
         Command::Config(ConfigCommand::Check { file }) => Ok(config::check(&file.map_or(source, Source::File))),
         Command::Silence(command) => silence::run(&source, command),
         Command::Hold(hold) => hold::run(&source, hold),
@@ -118,7 +119,11 @@ fn source(named: Option<&Path>) -> Source {
     }
 }
 
-/// Builds the runtime: two workers are plenty, and each thread costs memory.
-fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
-    tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build()
+/// Runs to the end: two workers are plenty, and each thread costs memory. A name that is still being resolved is not
+/// waited for: that call cannot be ended, and a stop must not hang on it.
+fn block_on<T>(run: impl Future<Output = T>) -> std::io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build()?;
+    let done = runtime.block_on(run);
+    runtime.shutdown_background();
+    Ok(done)
 }

@@ -2,10 +2,11 @@
 
 use std::error::Error;
 
+use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
-use super::Exit;
+use super::{Exit, supervised};
 use crate::app::{App, Loaded, Source};
 use crate::remediate::Mode;
 
@@ -13,7 +14,7 @@ pub(super) fn run(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> 
     let filter = EnvFilter::try_from_env("PROCTOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).with_target(false).init();
-    super::runtime()?.block_on(serve(source))
+    super::block_on(serve(source))?
 }
 
 async fn serve(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
@@ -24,40 +25,54 @@ async fn serve(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     if let Some(address) = app.web_address() {
         tracing::info!("serving http://{address}/ and http://{address}/metrics");
     }
-    notify(&[sd_notify::NotifyState::Ready]);
+    supervised::tell_ready(&app);
+    let telling = crate::tasks::Tasks::new();
+    telling.spawn_until_stopped("systemd", supervised::keep_telling(app.clone()));
     loop {
         tokio::select! {
             _ = term.recv() => break,
             _ = int.recv() => break,
             _ = hup.recv() => {
-                // What is wrong with it was logged; the old configuration stays in force.
-                if app.reload().await.is_ok() {
+                supervised::tell_reloading();
+                // What is wrong with it was logged; the old configuration stays in force. A stop does not wait for it.
+                let reloaded = tokio::select! {
+                    reloaded = app.reload() => reloaded,
+                    _ = term.recv() => break,
+                    _ = int.recv() => break,
+                };
+                if reloaded.is_ok() {
                     say_what_is_watched(&app.loaded());
                 }
+                supervised::tell_ready(&app);
             }
         }
     }
     tracing::info!("stopping");
-    notify(&[sd_notify::NotifyState::Stopping]);
+    // The watchdog is fed to the end: a stop may take as long as the watchdog waits.
+    supervised::tell(&[NotifyState::Stopping]);
     let stuck = tokio::select! {
         stuck = app.stop() => stuck,
-        _ = term.recv() => vec!["a second signal: not waiting any longer".to_owned()],
-        _ = int.recv() => vec!["a second signal: not waiting any longer".to_owned()],
+        _ = term.recv() => return Ok(told_twice()),
+        _ = int.recv() => return Ok(told_twice()),
     };
     for task in &stuck {
         tracing::error!(task, "did not stop in time");
     }
+    tracing::info!("stopped");
     Ok(if stuck.is_empty() { Exit::Well } else { Exit::Failed })
 }
 
-/// Tells systemd, where it listens; a container or a shell has none.
-fn notify(states: &[sd_notify::NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "systemd was not told");
-    }
+fn told_twice() -> Exit {
+    tracing::warn!("told to stop a second time: nothing is waited for; what was under way is done again at the next start");
+    Exit::Failed
 }
 
 fn say_what_is_watched(loaded: &Loaded) {
+    if loaded.config.heartbeat_out.is_none() {
+        tracing::warn!(
+            "nobody will notice if this host dies: name a URL under heartbeat_out that raises the alarm when Proctor no longer calls it (healthchecks.io, Uptime Kuma and others give you one)"
+        );
+    }
     let Some(found) = &loaded.found else {
         let acting = loaded.config.actions.0.iter().filter(|(_, action)| action.mode == Mode::Act).count();
         let observing = loaded.config.actions.0.len() - acting;

@@ -267,6 +267,19 @@ impl Systemd {
         })
     }
 
+    /// Returns how far the host is: `initializing`, `starting`, `running`, `degraded`, `maintenance`, `stopping`.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn system_state(&self) -> Result<String, SystemdError> {
+        let what = "for the state of the host";
+        let reply = self.call(PATH, "org.freedesktop.DBus.Properties", "Get", &(MANAGER, "SystemState"), what).await?;
+        let body = reply.body();
+        let wrong = |source: zbus::Error| SystemdError::Call { what: what.into(), source: Box::new(source) };
+        let value: OwnedVariant = body.deserialize().map_err(wrong)?;
+        String::try_from(value).map_err(wrong)
+    }
+
     /// Does something to a unit and waits for the end of the job, at most `limit`. Returns systemd's word for it: `done`,
     /// `failed`, `canceled`, `timeout`, `dependency`, `skipped`; `done` at once where there is no job.
     ///

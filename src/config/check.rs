@@ -16,6 +16,11 @@ const MAX_NAME: usize = 40;
 /// Checks a configuration that decoded.
 pub(super) fn cross(config: &Config, problems: &mut Problems) {
     let names: Vec<&str> = config.probes.0.iter().map(|(name, _)| name.as_str()).collect();
+    if let Some(heartbeat) = &config.heartbeat_out
+        && let Err(why) = heartbeat.check()
+    {
+        problems.push(heartbeat.at, why);
+    }
     for (name, probe) in &config.probes.0 {
         check_name("probe", name, problems);
         match probe.kinds().as_slice() {

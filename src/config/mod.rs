@@ -4,6 +4,7 @@
 //! one regular file of at most 1 MiB: it binds and connects to nothing.
 
 mod check;
+mod heartbeat_out;
 
 use std::fs::File;
 use std::io::Read;
@@ -22,6 +23,8 @@ use crate::remediate::ActionConfig;
 use crate::rules::RulesConfig;
 use crate::web::WebConfig;
 use crate::web::control::ControlConfig;
+
+pub use heartbeat_out::HeartbeatOutConfig;
 
 crate::config_struct! {
     /// The site that is watched.
@@ -72,6 +75,8 @@ crate::config_struct! {
         maintenance: MaintenanceConfig = "{}",
         /// Quiet until Proctor knows the site, and until the host has come up.
         startup: StartupConfig = "{}",
+        /// Somebody outside is told that all is well here, and notices when that ends; without it nobody does.
+        heartbeat_out: Option<Spanned<HeartbeatOutConfig>>,
         /// Who is told, and how often; without it nobody is.
         notify: Option<Spanned<NotifyConfig>>,
         /// What is asked, by name.
@@ -147,6 +152,7 @@ pub fn keys() -> Vec<&'static str> {
         ControlConfig::KEYS,
         MaintenanceConfig::KEYS,
         StartupConfig::KEYS,
+        HeartbeatOutConfig::KEYS,
         NotifyConfig::KEYS,
         SmtpConfig::KEYS,
         notify::webhook::WebhookConfig::KEYS,

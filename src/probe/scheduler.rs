@@ -17,7 +17,7 @@ use crate::metrics::{ByProbe, Metrics};
 use crate::model::duration::{print, print_measured};
 use crate::model::labels::fnv1a;
 use crate::model::{Failure, Family, ProbeResult, Reason, Sample, Sight, Target, Timestamp};
-use crate::tasks::{self, Tasks};
+use crate::tasks::{self, Pulse, Tasks};
 
 /// Whether the last run found that the service works; every fresh result carries it.
 pub static SUCCESS: Family = Family::gauge("probe_success", "Whether the last run of the probe found that the service works");
@@ -71,17 +71,20 @@ impl Scheduler {
         self.slots.iter().map(|slot| slot.scheduled.target.clone()).collect()
     }
 
-    /// Starts a task per target.
-    pub fn start(&self, tasks: &Tasks) {
-        for index in 0..self.slots.len() {
-            let scheduler = self.clone();
-            tasks.spawn_until_stopped(format!("probe {}", self.slots[index].scheduled.target), async move {
-                scheduler.keep_asking(index).await;
-            });
-        }
+    /// Starts a task per target; returns what shows whether each still comes round.
+    pub fn start(&self, tasks: &Tasks) -> Vec<Pulse> {
+        let start = |(index, slot): (usize, &Slot)| {
+            let (scheduler, target) = (self.clone(), &slot.scheduled.target);
+            // Twice the limit: somebody else's run of the same target may have to end first.
+            let pulse = Pulse::new(format!("probe {target}"), target.interval + target.timeout * 2);
+            let beating = pulse.clone();
+            tasks.spawn_until_stopped(format!("probe {target}"), async move { scheduler.keep_asking(index, &beating).await });
+            pulse
+        };
+        self.slots.iter().enumerate().map(start).collect()
     }
 
-    async fn keep_asking(&self, index: usize) {
+    async fn keep_asking(&self, index: usize, pulse: &Pulse) {
         let slot = &self.slots[index];
         let target = &slot.scheduled.target;
         let hash = fnv1a([target.to_string()]);
@@ -90,6 +93,7 @@ impl Scheduler {
         let mut due = Instant::now();
         loop {
             self.ask(slot).await;
+            pulse.beat();
             let now = tasks::now();
             let wait = next_slot(hash, target.interval, now);
             let ended = Instant::now();

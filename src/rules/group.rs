@@ -18,7 +18,7 @@ use crate::model::labels::{NAME, fnv1a};
 use crate::model::{Alert, AlertState, Labels, Timestamp};
 use crate::promql::Value;
 use crate::store::{Batch, Record, Store, Table};
-use crate::tasks::{self, Tasks};
+use crate::tasks::{self, Pulse, Tasks};
 use crate::window::Window;
 
 /// How often it is noted at least that the rules had a turn: the time between is down time after a crash.
@@ -134,12 +134,15 @@ pub async fn restore(groups: Vec<RuleGroup>, context: &Context, now: Timestamp) 
     states
 }
 
-/// Starts a task per group.
-pub fn start(groups: Vec<GroupState>, nudge: &Nudge, tasks: &Tasks) {
-    for group in groups {
-        let nudge = nudge.clone();
-        tasks.spawn_until_stopped(format!("rules {}", group.group.name), group.run(nudge));
-    }
+/// Starts a task per group; returns what shows whether each still comes round: within three of its intervals.
+pub fn start(groups: Vec<GroupState>, nudge: &Nudge, tasks: &Tasks) -> Vec<Pulse> {
+    let start = |group: GroupState| {
+        let name = format!("rules {}", group.group.name);
+        let pulse = Pulse::new(&*name, group.group.interval * 3);
+        tasks.spawn_until_stopped(name, group.run(nudge.clone(), pulse.clone()));
+        pulse
+    };
+    groups.into_iter().map(start).collect()
 }
 
 impl Slot {
@@ -184,7 +187,7 @@ impl GroupState {
         Self { slots: slots.collect(), group, context, kept: BTreeMap::new(), marked_at: None }
     }
 
-    async fn run(mut self, nudge: Nudge) {
+    async fn run(mut self, nudge: Nudge, pulse: Pulse) {
         let hash = fnv1a([self.group.file.display().to_string(), self.group.name.clone()]);
         let mut last = None::<Instant>;
         loop {
@@ -203,6 +206,7 @@ impl GroupState {
             let begin = Instant::now();
             last = Some(begin);
             self.turn(tasks::now()).await;
+            pulse.beat();
             let missed = begin.elapsed().as_nanos() / self.group.interval.as_nanos().max(1);
             self.context.metrics.rule_group_missed.inc_by(missed as u64);
         }

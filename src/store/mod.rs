@@ -24,7 +24,7 @@ const MAX_WAITING: usize = 256;
 /// The most notices that are kept.
 const MAX_NOTICES: usize = 100;
 /// How long a close waits for the disk.
-const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+pub const CLOSE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Where a record is kept: one SQL table each, with the columns `key`, `body` (JSON) and `crc`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -304,7 +304,7 @@ impl Store {
         self.shared.notices.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Writes what waits and closes the file; blocks at most 5 s. After that commits reach memory only.
+    /// Writes what waits and closes the file; blocks at most [`CLOSE_WITHIN`]. After that commits reach memory only.
     pub fn close(&self) {
         let Some(jobs) = self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let (done, closed) = sync_channel(1);

@@ -12,6 +12,7 @@ mod architecture;
 mod config;
 mod durability;
 mod exposition;
+mod life;
 mod mail;
 mod pipeline;
 mod probes_certificate;

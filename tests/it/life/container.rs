@@ -1,0 +1,170 @@
+//! A host that boots, and the real systemd over Proctor: systemd as PID 1 in a container of the test's own.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use super::{House, RULES, half_of_uptime, notify, stack};
+use crate::support::process::{eventually, free_port};
+use crate::support::smtp::Sink;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// A container in which systemd boots until [`Host::is_up`]; removed at the end of the test.
+struct Host {
+    socket: std::path::PathBuf,
+    name: String,
+}
+
+impl Host {
+    /// Boots. `mounts` are folders and files of this host that it sees, `unit` is its `proctor.service`.
+    fn boot(house: &House, unit: &str) -> Option<Self> {
+        stack("systemd-root.tar")?;
+        let host = Self { socket: stack("docker.sock")?, name: format!("proctor-life-{}-{}", std::process::id(), house.web) };
+        let folder = house.path("").display().to_string();
+        let bus = house.path("bus");
+        std::fs::create_dir(&bus).expect("it can be made");
+        // The boot is over when somebody says so.
+        let boot = format!(
+            "cd /etc/systemd/system && printf '[Service]\\nType=oneshot\\nExecStart=/bin/sh -c \"until [ -e /run/up ]; do sleep 0.1; done\"\\n' >slow.service \
+             && mkdir -p multi-user.target.wants && ln -s ../slow.service multi-user.target.wants/ \
+             && printf '%b' '{unit}' >proctor.service && exec /lib/systemd/systemd"
+        );
+        let binary = env!("CARGO_BIN_EXE_proctor");
+        let out = host.docker(&[
+            "run",
+            "-d",
+            "--name",
+            &host.name,
+            "--network",
+            "none",
+            "--cap-add",
+            "SYS_ADMIN",
+            "--security-opt",
+            "seccomp=unconfined",
+            "--security-opt",
+            "apparmor=unconfined",
+            "--cgroupns",
+            "host",
+            "--tmpfs",
+            "/run",
+            "--tmpfs",
+            "/run/lock",
+            "-v",
+            "/sys/fs/cgroup:/sys/fs/cgroup:rw",
+            "-v",
+            &format!("{}:/run/dbus", bus.display()),
+            "-v",
+            &format!("{folder}:/house"),
+            "-v",
+            &format!("{binary}:/usr/local/bin/proctor:ro"),
+            "-e",
+            "container=docker",
+            "proctor-systemd",
+            "/bin/sh",
+            "-c",
+            &boot,
+        ]);
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        Some(host)
+    }
+
+    fn docker(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new("docker");
+        command.arg("-H").arg(format!("unix://{}", self.socket.display())).args(arguments);
+        command.output().expect("docker runs")
+    }
+
+    /// Runs something in it and returns what that printed.
+    fn run(&self, arguments: &[&str]) -> String {
+        let mut all = vec!["exec", self.name.as_str()];
+        all.extend(arguments);
+        let output = tokio::task::block_in_place(|| self.docker(&all));
+        (String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr)).trim().to_owned()
+    }
+
+    fn show(&self, property: &str) -> String {
+        self.run(&["systemctl", "show", "-P", property, "proctor.service"])
+    }
+
+    async fn state(&self, wanted: &[&str]) {
+        let what = format!("systemd says {wanted:?}");
+        eventually(&what, MINUTE, || async { wanted.contains(&self.run(&["systemctl", "is-system-running"]).as_str()).then_some(()) })
+            .await;
+    }
+
+    /// Lets the boot end.
+    async fn is_up(&self) {
+        self.run(&["touch", "/run/up"]);
+        self.state(&["running", "degraded"]).await;
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.docker(&["rm", "-f", "-v", &self.name]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_boot_nothing_is_mailed_until_systemd_says_that_the_host_is_up() {
+    let sink = Sink::start().await;
+    let house = House::new(
+        &(format!("probes:\n  dead: {{tcp: {{address: '127.0.0.1:{}'}}}}\n", free_port())
+            + &notify(sink.port).replace("after_boot: 0s", &format!("after_boot: {}s", half_of_uptime()))),
+    );
+    house.write("rules.yml", RULES);
+    let Some(host) = Host::boot(&house, "") else { return };
+    host.state(&["starting"]).await;
+    let bus: &Path = &house.path("bus/system_bus_socket");
+    let _proctor = house.start_with(|command| {
+        command.env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", bus.display()));
+    });
+    house.logs("this host is starting: nothing is mailed or done until it is up").await;
+    house.shows("proctor_alerts{state=\"firing\"}", 1.0).await;
+    // Eight turns of the one rule: far more than group_wait.
+    house.shows("proctor_rule_evaluations_total", 8.0).await;
+    let metrics = house.get("/metrics").await.expect("it serves");
+    assert!(metrics.contains("proctor_outbox_depth 0") && sink.mails().is_empty(), "{:?}", sink.mails());
+    host.is_up().await;
+    sink.wait_for(2, Duration::from_secs(20)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_real_systemd_starts_a_frozen_proctor_anew_and_sees_reload_and_stop() {
+    // In the container nobody answers: neither the probe's target nor the relay.
+    let house = House::new(
+        &(format!("probes:\n  dead: {{tcp: {{address: '127.0.0.1:{}'}}}}\n", free_port()) + &notify(free_port()))
+            .replace("FOLDER", "/house"),
+    );
+    let config = std::fs::read_to_string(house.path("proctor.yml")).expect("it is there");
+    house.write("proctor.yml", &config.replace(&house.path("").display().to_string(), "/house/"));
+    house.write("rules.yml", RULES);
+    let unit = "[Service]\\nType=notify\\nNotifyAccess=main\\nExecStart=/usr/local/bin/proctor --config /house/proctor.yml serve\\n\
+                ExecReload=/bin/sh -c \"kill -HUP $MAINPID\"\\nWatchdogSec=2\\nTimeoutAbortSec=2\\nTimeoutStopSec=15\\nRestart=always\\nRestartSec=100ms\\n";
+    let Some(host) = Host::boot(&house, unit) else { return };
+    host.state(&["starting"]).await;
+    host.is_up().await;
+    let said = host.run(&["systemctl", "start", "proctor.service"]);
+    assert_eq!(said, "", "{}", host.run(&["journalctl", "--no-pager", "-u", "proctor"]));
+    let pid = host.show("MainPID");
+    let status = || async { host.show("StatusText").contains("0 well, 1 failing, 1 alerts firing, 2 mails waiting.").then_some(()) };
+    eventually("the sentence in systemctl status", MINUTE, status).await;
+    // Fed for three times its time, though the mail server is dead.
+    let fed = || host.show("WatchdogTimestampMonotonic").parse::<u64>().unwrap_or(0);
+    let begin = fed();
+    eventually("the watchdog is fed", MINUTE, || async { (fed() > begin + 6_000_000).then_some(()) }).await;
+    assert_eq!(host.run(&["systemctl", "reload", "proctor.service"]), "");
+    assert_eq!((host.show("ActiveState").as_str(), host.show("NRestarts").as_str(), host.show("MainPID")), ("active", "0", pid.clone()));
+
+    host.run(&["sh", "-c", &format!("kill -STOP {pid}")]);
+    let again = || async { (host.show("NRestarts") == "1" && host.show("ActiveState") == "active").then_some(()) };
+    eventually("systemd has started it anew", MINUTE, again).await;
+    assert_ne!(host.show("MainPID"), pid);
+
+    assert_eq!(host.run(&["systemctl", "stop", "proctor.service"]), "");
+    assert_eq!(
+        (host.show("ActiveState").as_str(), host.show("Result").as_str(), host.show("ExecMainStatus").as_str()),
+        ("inactive", "success", "0")
+    );
+}
