@@ -24,7 +24,7 @@ use crate::model::{Alert, AlertState, Fingerprint, Timestamp};
 use crate::mute::depends::{Depends, failing};
 use crate::mute::startup::FIRST_LOOK_RUNS;
 use crate::mute::{self, Facts, FailingProbes, Holds, Maintenance, MaintenanceWatch, Muted, OwnAction, Silences, Startup, StartupView};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Latest, Snapshot};
 use crate::store::{Batch, Record, Store};
 
 /// How long a flush waits for the probes that it asks once more.
@@ -158,6 +158,7 @@ struct Due<'a> {
 
 /// What every story of one flush is written from.
 struct Scene<'a> {
+    targets: &'a [Latest],
     failing: &'a FailingProbes,
     degraded: Option<String>,
     now: Timestamp,
@@ -268,7 +269,7 @@ impl Dispatcher {
         let mut plan = Plan { batch: Batch::new(), queued: false, refresh: BTreeSet::new(), next: now + RECHECK.1 };
         self.count_changes(&alerts, now);
         let failing = failing(&targets, &alerts, |probe| (wiring.patience)(probe));
-        let scene = Scene { failing: &failing, degraded: wiring.store.degraded(), now };
+        let scene = Scene { targets: &targets, failing: &failing, degraded: wiring.store.degraded(), now };
 
         let mut mutes = wiring.mutes.lock().unwrap_or_else(PoisonError::into_inner);
         let maintenance = mutes.maintenance.state(now);

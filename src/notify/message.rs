@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::dedup::{Reason, Thread};
 use super::{Mailbox, Message};
-use crate::model::{Alert, Attempt, Fingerprint, Labels, Outcome, Timestamp, duration};
+use crate::model::{Alert, Attempt, Fingerprint, Labels, Outcome, ProbeResult, Timestamp, duration};
 
 /// The columns that text is wrapped at.
 pub const WIDTH: usize = 78;
@@ -286,6 +286,8 @@ pub struct Story<'a> {
     pub affected: Vec<String>,
     /// Probes that this one needs and that fail too.
     pub because: Vec<String>,
+    /// What the probes of the alerts found last, then those of what they break; only failures.
+    pub found: Vec<&'a ProbeResult>,
     /// What changed on the host just before.
     pub changes: Vec<String>,
     /// Whatever else is to be said: damping, held back until now.
@@ -448,6 +450,7 @@ impl Story<'_> {
         let mut ended: Vec<String> = ended.collect();
         ended.extend(more(self.ended.len(), voice.limit));
         sections.push(Section::prose(if over { "What was wrong" } else { "What is over" }, ended));
+        sections.push(Section::prose("What the probes found", self.found.iter().filter_map(|result| found(result))));
         sections.push(Section::prose("Since", self.since(voice)));
 
         let mut breaks = Vec::new();
@@ -474,7 +477,8 @@ impl Story<'_> {
             let printed = failed.flat_map(|attempt| attempt.output.lines().rev().take(5).collect::<Vec<_>>().into_iter().rev());
             kept.chain(printed).take(MAX_EVIDENCE).map(|text| line(text, 200))
         });
-        sections.push(Section::fixed("Evidence", evidence.take(3 * MAX_EVIDENCE)));
+        let seen = self.found.iter().flat_map(|result| result.evidence.iter().map(|text| line(text, 200)));
+        sections.push(Section::fixed("Evidence", evidence.chain(seen).take(3 * MAX_EVIDENCE)));
         if !over {
             sections.push(Section::prose("What to do now", self.advice()));
             sections.push(Section::fixed("To be told nothing about it for 2 hours", [self.silence()]));
@@ -603,6 +607,12 @@ impl Story<'_> {
             "alerts": alerts.collect::<Vec<_>>(),
         })
     }
+}
+
+/// Says what a probe found: `csrpt: remote_silent: no answer …`.
+fn found(result: &ProbeResult) -> Option<String> {
+    let failure = result.outcome.as_ref().err()?;
+    Some(format!("{}: {}: {}", line(&result.target.to_string(), 120), failure.reason, line(&failure.detail, 500)))
 }
 
 /// Says that the state is not written.

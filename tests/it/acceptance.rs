@@ -9,6 +9,7 @@ use crate::support::process::{Process, eventually, free_port, program};
 use crate::support::proctor::Proctor;
 use crate::support::smtp::{Mail, Sink};
 use crate::support::tmpfs::Tmpfs;
+use crate::support::tunnel::{Postgres, Tunnel};
 
 const DOWN: &[(&str, &str)] = &[("MemcachedDown", "memcached_up == 0")];
 
@@ -210,4 +211,44 @@ async fn a_hundred_kills_at_random_moments_lose_no_mail_repeat_no_action_and_tel
 
 fn is_end(mail: &Mail) -> bool {
     matches!(mail.header("X-Alert-State"), "RESOLVED" | "REPAIRED")
+}
+
+#[tokio::test]
+async fn a_stopped_postgresql_is_one_mail_that_lists_the_tunnel_and_the_healthcheck_that_need_it() {
+    let Some(mut postgres) = Postgres::start(false).await else { return };
+    let far = format!("127.0.0.1:{}", postgres.port);
+    let Some(tunnel) = Tunnel::to(&[&far]).await else { return };
+    let near = format!("127.0.0.1:{}", tunnel.ports[0]);
+    let Some(mut gunicorn) = Gunicorn::tcp().await else { return };
+    gunicorn.restart(&[("SITE_DB", &near)]).await;
+    let sink = Sink::start().await;
+    let probes = format!(
+        "probes:\n  db: {{tcp: {{address: \"{far}\"}}}}\n  csrpt: {{tunnel: {{address: \"{near}\", speaks: postgres}}, depends_on: [db]}}\n  \
+         page: {{http: {{url: \"http://{}/healthcheck\", host: coursys.example.org}}, depends_on: [csrpt]}}\n",
+        gunicorn.listen
+    );
+    let proctor = Proctor::configured(sink.port, &probes).built_in_rules().started();
+    for probe in ["db", "csrpt", "page"] {
+        proctor.shows(&format!("probe_success{{probe=\"{probe}\"}} 1"), Duration::from_secs(20)).await;
+    }
+    postgres.process.kill();
+    let mails = sink.wait_for(2, Duration::from_secs(30)).await;
+    assert!(mails[0].header("Subject").contains("ProbeFailing db"), "{}", mails[0].text);
+    for told in ["since they need it: csrpt, page.", "db: refused: ", "csrpt: remote_refused: ", "page: mismatch: "] {
+        assert!(mails[0].text.contains(told), "{told}:\n{}", mails[0].text);
+    }
+    // Those below fire too by now, and are not mailed.
+    eventually("the tunnel's alert fires", Duration::from_secs(20), || async {
+        proctor.metrics().await?.contains("proctor_alerts{state=\"firing\"} 3").then_some(())
+    })
+    .await;
+    postgres.restart().await;
+    let mails = sink.wait_for(4, Duration::from_secs(30)).await;
+    eventually("all is well", Duration::from_secs(20), || async {
+        proctor.metrics().await?.contains("proctor_alerts{state=\"firing\"} 0").then_some(())
+    })
+    .await;
+    proctor.shows("proctor_outbox_depth 0", Duration::from_secs(10)).await;
+    assert!(mails[2..].iter().all(|mail| mail.header("X-Alert-State") == "RESOLVED"), "{}", mails[2].text);
+    assert_eq!(sink.mails().len(), 4, "nobody was told more");
 }

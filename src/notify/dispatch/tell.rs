@@ -6,11 +6,12 @@ use std::time::Duration;
 use super::{Dispatcher, Due, Plan, Scene};
 use crate::model::duration::print;
 use crate::model::labels::fnv1a;
-use crate::model::{Alert, Labels, Timestamp};
+use crate::model::{Alert, Labels, ProbeResult, Timestamp};
 use crate::notify::bulletin::{self, Digest};
 use crate::notify::dedup::{Notified, Reason, Thread, damping};
 use crate::notify::message::{self, Head, Story};
 use crate::notify::{Channel, Delivery, Message, Mode, Weight};
+use crate::snapshot::Latest;
 
 /// More groups than this at one moment are told in one mail.
 pub const BURST: usize = 10;
@@ -19,6 +20,8 @@ pub const MAX_MAILS: usize = 48;
 /// How often a summary goes out at most: with [`MAX_MAILS`], a receiver gets at most 60 mails in an hour.
 pub const SUMMARY_EVERY: Duration = Duration::from_secs(300);
 
+/// The most targets of the alerts' probes, and of those below them, whose result a mail tells.
+const MAX_FOUND: usize = 10;
 /// The most refused addresses that a mail names.
 const MAX_REFUSED: usize = 5;
 
@@ -163,7 +166,7 @@ impl Dispatcher {
         entry
     }
 
-    fn story<'a>(&self, due: &'a Due<'a>, scene: &Scene<'_>) -> Story<'a> {
+    fn story<'a>(&self, due: &'a Due<'a>, scene: &Scene<'a>) -> Story<'a> {
         let (standing, depends, route) = (&due.standing, &self.wiring.depends, due.group.route);
         let mut firing: Vec<&Alert> = standing.active.iter().chain(&standing.fresh).copied().collect();
         if matches!(due.reason, Reason::Resolved | Reason::RepairedAtOnce) {
@@ -206,6 +209,7 @@ impl Dispatcher {
         for (address, why) in (self.wiring.refused)().into_iter().take(MAX_REFUSED) {
             notes.push(format!("{address} gets no mail from here: {why}"));
         }
+        let found = if firing.is_empty() { Vec::new() } else { found(scene.targets, &probes, &affected) };
         Story {
             reason: due.reason,
             group: due.key,
@@ -213,6 +217,7 @@ impl Dispatcher {
             receiver: &route.name,
             affected,
             because,
+            found,
             changes: (self.wiring.changes)(&probes, began),
             notes,
             next: Some(scene.now + route.repeat_interval),
@@ -253,4 +258,15 @@ impl Dispatcher {
             plan.queued = true;
         }
     }
+}
+
+/// Returns what the probes in question found last: those that the alerts are about, then those that need them.
+fn found<'a>(targets: &'a [Latest], probes: &[&str], affected: &[String]) -> Vec<&'a ProbeResult> {
+    let failing = |named: &dyn Fn(&str) -> bool| {
+        let results = targets.iter().filter_map(|latest| latest.result.as_deref());
+        results.filter(|result| !result.is_success() && named(&result.target.probe)).take(MAX_FOUND).collect::<Vec<_>>()
+    };
+    let own = failing(&|probe| probes.contains(&probe));
+    let below = failing(&|probe| affected.iter().any(|name| name == probe));
+    own.into_iter().chain(below).collect()
 }
