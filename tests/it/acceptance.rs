@@ -7,7 +7,7 @@ use crate::support::gunicorn::Gunicorn;
 use crate::support::memcached::{Daemon, memcached};
 use crate::support::process::{Process, eventually, free_port, program};
 use crate::support::proctor::Proctor;
-use crate::support::smtp::{Mail, Sink};
+use crate::support::smtp::{Mail, Manners, Sink};
 use crate::support::tmpfs::Tmpfs;
 use crate::support::tunnel::{Postgres, Tunnel};
 
@@ -251,4 +251,51 @@ async fn a_stopped_postgresql_is_one_mail_that_lists_the_tunnel_and_the_healthch
     proctor.shows("proctor_outbox_depth 0", Duration::from_secs(10)).await;
     assert!(mails[2..].iter().all(|mail| mail.header("X-Alert-State") == "RESOLVED"), "{}", mails[2].text);
     assert_eq!(sink.mails().len(), 4, "nobody was told more");
+}
+
+#[tokio::test]
+async fn no_secret_is_in_the_log_the_pages_the_state_or_the_mails() {
+    let sink = Sink::with(Manners { login: Some(("proctor".into(), "canary-password".into())), ..Manners::default() }).await;
+    let proctor = Proctor::configured(sink.port, "").rules(&[("Down", "probe_success == 0")]).env("PROCTOR_LOG", "trace");
+    let folder = proctor.folder.path().to_owned();
+    let secret = |name: &str, text: String| {
+        std::fs::write(folder.join(name), text).expect("it can be written");
+        std::fs::set_permissions(folder.join(name), std::os::unix::fs::PermissionsExt::from_mode(0o600)).expect("it is ours");
+        folder.join(name).display().to_string()
+    };
+    let (password, token) = (secret("password", "canary-password\n".into()), secret("token", "canary-token\n".into()));
+    let hook = secret("hook", format!("http://127.0.0.1:{}/canary-hook\n", free_port()));
+    let sections = format!(
+        "probes:\n  page: {{http: {{url: \"http://127.0.0.1:{}/\", bearer_file: {token}}}}}\n\
+         actions:\n  call: {{webhook: {{url_file: {hook}}}, matchers: ['alertname=\"Down\"'], firing_for: 0s, mode: act, verify: {{within: 2s}}}}\n",
+        free_port()
+    );
+    proctor.configure(&folder.join("state.db"), sink.port, &sections);
+    let config = std::fs::read_to_string(proctor.config()).expect("it is there");
+    let login = format!("port: {}, username: proctor, password_file: {password}}}\n  webhooks: {{chat: {{url_file: {hook}}}}}", sink.port);
+    std::fs::write(proctor.config(), config.replace(&format!("port: {}}}", sink.port), &login)).expect("it can be written");
+    let proctor = proctor.started();
+    let mails = sink.wait_for(2, Duration::from_secs(30)).await;
+    assert_eq!(mails[0].login.as_deref(), Some("proctor"));
+    proctor.shows("proctor_actions_total{outcome=\"failed\"} 1", Duration::from_secs(20)).await;
+    eventually("the webhook was tried", Duration::from_secs(20), || async { proctor.log().contains("chat").then_some(()) }).await;
+
+    let page = proctor.get("/").await.expect("it answers");
+    let check = proctor.run(&["check", "--format", "json"]);
+    let state = ["state.db", "state.db-wal"].map(|name| std::fs::read(folder.join(name)).unwrap_or_default()).concat();
+    let shown = [
+        ("log", proctor.log().into_bytes()),
+        ("page", page.into_bytes()),
+        ("metrics", proctor.metrics().await.unwrap_or_default().into_bytes()),
+        ("check", [check.stdout, check.stderr].concat()),
+        ("state", state),
+        ("mails", mails.iter().flat_map(|mail| mail.raw.clone().into_bytes()).collect()),
+    ];
+    for (place, bytes) in &shown {
+        let text = String::from_utf8_lossy(bytes);
+        assert!(!bytes.is_empty(), "{place}");
+        for canary in ["canary-password", "canary-token", "canary-hook", "Y2FuYXJ5LXBhc3N3b3Jk"] {
+            assert!(!text.contains(canary), "{canary} in {place}: {text}");
+        }
+    }
 }

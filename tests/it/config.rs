@@ -12,11 +12,27 @@ fn mistakes(text: &str) -> String {
 }
 
 #[test]
-fn three_kinds_of_mistakes_in_three_probes_are_nine_in_one_run() {
-    let one = |name: &str| format!("  {name}:\n    tcp: {{address: 5}}\n    intervall: 3s\n    depends_on: [nowhere-{name}]\n");
-    let text = format!("probes:\n{}{}{}", one("a"), one("b"), one("c"));
-    assert_eq!(mistakes(&text).lines().count(), 9, "{}", mistakes(&text));
-    insta::assert_snapshot!(mistakes(&text));
+fn three_kinds_of_mistakes_in_three_sections_are_nine_in_one_run() {
+    let text = "probes:
+  a:
+    tcp: {address: 5}
+    intervall: 3s
+    depends_on: [nowhere-a]
+actions:
+  b:
+    command: {argv: [/bin/true]}
+    matchers: ['alertname=X']
+    mode: perhaps
+    firing_fro: 1m
+    verify: {probes: [nowhere-b]}
+  c:
+    systemd: {unit: x, verb: restart}
+    matchers: ['alertname=X']
+    limits: {attempts: 3}
+    verify: {probes: [a, nowhere-c]}
+";
+    assert_eq!(mistakes(text).lines().count(), 9, "{}", mistakes(text));
+    insta::assert_snapshot!(mistakes(text));
 }
 
 #[test]

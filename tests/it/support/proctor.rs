@@ -133,8 +133,14 @@ notify:
 
     /// Reads `/metrics`.
     pub(crate) async fn metrics(&self) -> Option<String> {
+        self.get("/metrics").await
+    }
+
+    /// Reads a page, with its head.
+    pub(crate) async fn get(&self, path: &str) -> Option<String> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.web)).await.ok()?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").await.ok()?;
+        let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).await.ok()?;
         Some(answer)
