@@ -29,6 +29,8 @@ pub const MAX_RESULT: usize = 10_000;
 /// How much one evaluation may read and make: samples, series looked at, elements and steps. About a second's work.
 pub const MAX_WORK: usize = 5_000_000;
 
+/// How old a sample may be that an instant selector still sees.
+pub const LOOK_BACK: Duration = Duration::from_millis(ast::LOOK_BACK_MS as u64);
 /// The step of a subquery that names none: Prometheus' default evaluation interval.
 pub const DEFAULT_STEP: Duration = Duration::from_secs(60);
 

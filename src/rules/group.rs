@@ -17,7 +17,7 @@ use crate::client::net::chain;
 use crate::metrics::{ByState, Metrics};
 use crate::model::labels::fnv1a;
 use crate::model::{Alert, AlertState, Labels, Timestamp};
-use crate::promql::DEFAULT_STEP;
+use crate::promql::{DEFAULT_STEP, LOOK_BACK};
 use crate::store::{Batch, Record, Store, Table};
 use crate::tasks::{self, Pulse, Tasks};
 use crate::window::Window;
@@ -26,8 +26,6 @@ use crate::window::Window;
 const MARK_EVERY: Duration = Duration::from_secs(30);
 /// A nudge evaluates at once, but not more often than this.
 const NUDGE_EVERY: Duration = Duration::from_secs(1);
-/// How old a sample may be that an instant selector still sees.
-const INSTANT: Duration = Duration::from_secs(300);
 
 /// When the rules last had a turn.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -219,7 +217,7 @@ impl GroupState {
             // What a range needs; a plain selector sees all there is once every probe has answered.
             let expr = &slot.running.rule.expr;
             let look_back = expr.look_back();
-            let needs = if expr.text().contains('[') { look_back } else { look_back.saturating_sub(INSTANT) };
+            let needs = if expr.text().contains('[') { look_back } else { look_back.saturating_sub(LOOK_BACK) };
             let turn = Turn {
                 now,
                 ready,
