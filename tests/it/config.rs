@@ -188,3 +188,16 @@ fn config_check_binds_connects_and_writes_nothing() {
     assert_eq!(taken.accept().map(drop).expect_err("nobody came").kind(), std::io::ErrorKind::WouldBlock);
     assert_eq!(std::fs::read_dir(folder.path()).expect("a folder").count(), 1, "only the configuration");
 }
+
+#[test]
+fn the_timeline_of_the_documentation_is_what_config_check_prints() {
+    let page = include_str!("../../docs/rules.md");
+    let shown = page.split("```text\n").nth(1).and_then(|rest| rest.split("```").next()).expect("a block");
+    let rules = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("alerts/probes.yml")).expect("it is there");
+    let config = r#"
+probes: {cache: {memcached: {address: "127.0.0.1:11211"}}}
+notify: {admins: [a@example.org], smtp: {host: localhost}}
+actions: {restart-cache: {docker: {service: memcached, verb: restart}, matchers: ['alertname="MemcachedDown"'], mode: act}}
+"#;
+    assert_eq!(timeline(config, &rules), shown);
+}

@@ -8,7 +8,8 @@ use std::time::Duration;
 use proctor::config;
 use proctor::model::Problems;
 use proctor::model::decode::from_text;
-use proctor::rules::load;
+use proctor::rules::load::{self, RuleKind};
+use proctor::rules::template::Template;
 use proctor::rules::unit::{self, TestCase, TestFile};
 
 use crate::support::process::program;
@@ -31,6 +32,11 @@ groups:
 - name: limited
   limit: 1
   rules: [{alert: Many, expr: many}]
+- name: recorded
+  limit: 1
+  rules:
+  - {record: 'lots:copy', expr: lots}
+  - {record: 'same:copy', expr: same, labels: {n: x}}
 "#;
 
 fn folder_with_rules() -> tempfile::TempDir {
@@ -147,6 +153,8 @@ fn wrong() -> Vec<String> {
         // Rules that cannot be evaluated end the test.
         one("  input_series: [{series: 'clash{probe=\"a\"}', values: '1'}, {series: 'clash{probe=\"b\"}', values: '1'}]\n"),
         one("  input_series: [{series: 'many{n=\"a\"}', values: '1'}, {series: 'many{n=\"b\"}', values: '1'}]\n"),
+        one("  input_series: [{series: 'lots{n=\"a\"}', values: '1'}, {series: 'lots{n=\"b\"}', values: '1'}]\n"),
+        one("  input_series: [{series: 'same{n=\"a\"}', values: '1'}, {series: 'same{n=\"b\"}', values: '1'}]\n"),
         expr("expr: up + on() group_left() up, eval_time: nope"),
         expr("expr: 'up +', eval_time: 1m"),
         expr("expr: '\"text\"', eval_time: 1m"),
@@ -339,4 +347,56 @@ fn every_alert_that_comes_with_proctor_is_tested_to_fire_not_to_fire_and_to_reso
         missing.extend(has("resolves", asked.iter().any(after)));
     }
     assert!(missing.is_empty(), "write them in alerts/tests:\n{}", missing.join("\n"));
+}
+
+#[test]
+fn every_alert_that_comes_with_proctor_has_a_severity_with_a_meaning_and_says_what_to_do() {
+    let mut wrong = Vec::new();
+    for file in files("*.yml") {
+        let text = config::read(&file).expect("it can be read");
+        let groups = load::from_text(&file, &text, Duration::from_secs(15), &mut Problems::new(&file));
+        for rule in groups.iter().flat_map(|group| &group.rules) {
+            let RuleKind::Alerting(alert) = &rule.kind else { continue };
+            let text = |of: &[(String, Template)], name: &str| {
+                of.iter().find(|(known, _)| known == name).map(|(_, text)| text.source().to_owned()).unwrap_or_default()
+            };
+            // What each means stands at the head of alerts/probes.yml.
+            let severity = text(&alert.labels, "severity");
+            if !["critical", "warning"].contains(&severity.as_str()) {
+                wrong.push(format!("{}: severity {severity:?}", alert.name));
+            }
+            for annotation in ["summary", "description"] {
+                if text(&alert.annotations, annotation).is_empty() {
+                    wrong.push(format!("{}: no {annotation}", alert.name));
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The YAML blocks of a page of the documentation, by the file name in their first line; a configuration has none.
+fn snippets(page: &str) -> Vec<(String, String)> {
+    let blocks = page.split("```yaml\n").skip(1).map(|rest| rest.split("```").next().unwrap_or_default());
+    let name = |block: &str| block.lines().next().and_then(|line| line.strip_prefix("# ")).unwrap_or("proctor.yml").to_owned();
+    blocks.map(|block| (name(block), block.to_owned())).collect()
+}
+
+#[test]
+fn the_rule_and_the_test_of_the_documentation_are_right_here_and_in_promtool() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let snippets = snippets(include_str!("../../../docs/rules.md"));
+    assert_eq!(snippets.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>(), ["proctor.yml", "site.yml", "site-test.yml"]);
+    config::Config::from_text(Path::new("proctor.yml"), &snippets[0].1).expect("it is right");
+    for (name, text) in &snippets {
+        std::fs::write(folder.path().join(name), text).expect("it can be written");
+    }
+    let mut programs = vec![(PathBuf::from(env!("CARGO_BIN_EXE_proctor")), ["rules", "check"], ["rules", "test"])];
+    programs.extend(program("promtool").map(|promtool| (promtool, ["check", "rules"], ["test", "rules"])));
+    for (program, check, test) in programs {
+        for (command, file) in [(check, "site.yml"), (test, "site-test.yml")] {
+            let output = Command::new(&program).current_dir(folder.path()).args(command).arg(file).output().expect("it runs");
+            assert!(output.status.success(), "{}: {output:?}", program.display());
+        }
+    }
 }
