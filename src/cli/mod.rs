@@ -55,7 +55,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Says every mistake of a file, each with its place; binds and connects to nothing
+    /// Says every mistake of a file, each with its place, then what happens when once a probe fails; connects to nothing
     Check {
         /// The file; the default is the one of --config
         file: Option<PathBuf>,

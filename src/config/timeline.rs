@@ -155,7 +155,7 @@ fn play(subject: &Subject, reason: Reason, rules: &[RuleGroup], site: &Labels) -
     let mut playing = concerned(rules, health.iter().chain([&failure]).filter_map(|labels| labels.get(NAME)));
     let Some(step) = playing.iter().map(|one| one.group.interval).min() else { return Vec::new() };
     let look_back = playing.iter().map(|one| one.running.rule.expr.look_back()).max().unwrap_or_default();
-    let span = millis(look_back.min(step * MAX_TURNS).min(subject.interval * MAX_RUNS));
+    let span = millis(look_back.min(step.saturating_mul(MAX_TURNS)).min(subject.interval.saturating_mul(MAX_RUNS)));
     let (step, run_every) = (millis(step), millis(subject.interval));
 
     let window = Window::of_all_time(Limits::default(), Arc::new(Metrics::new()));
@@ -269,6 +269,7 @@ fn clock(time: Duration) -> String {
     if hours == 0 { format!("{minutes}:{seconds:02}") } else { format!("{hours}:{minutes:02}:{seconds:02}") }
 }
 
+/// Returns milliseconds, at least one and at most about 9,000 years, so that sums of them do not overflow.
 fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX).max(1)
+    i64::try_from(time.as_millis()).unwrap_or(i64::MAX).clamp(1, 1 << 48)
 }

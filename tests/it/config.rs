@@ -164,6 +164,19 @@ fn config_check_says_that_nobody_is_told() {
 }
 
 #[test]
+fn absurd_durations_have_a_timeline_too() {
+    let long = "292000000y";
+    let config = format!("probes: {{a: {{tcp: {{address: '127.0.0.1:1'}}, interval: {long}, timeout: {long}}}}}\n");
+    let rules = format!("groups: [{{name: g, interval: {long}, rules: [{{alert: A, expr: probe_success == 0, for: {long}}}]}}]\n");
+    assert!(timeline(&config, &rules).contains("alert A "));
+    let config = "probes: {a: {tcp: {address: '127.0.0.1:1'}, interval: 100ms, timeout: 1ms}}\n";
+    let rules = "groups: [{name: g, interval: 1ms, rules: [{alert: A, expr: 'avg_over_time(probe_success[6h]) == 0'}]}]\n";
+    let begin = std::time::Instant::now();
+    assert!(timeline(config, rules).starts_with("When"));
+    assert!(begin.elapsed() < std::time::Duration::from_secs(20), "bounded");
+}
+
+#[test]
 fn a_rule_about_one_reason_is_found() {
     let rules = "groups: [{name: g, rules: [{alert: Silent, expr: 'probe_failure_info{reason=\"remote_silent\"} == 1', for: 1m}]}]\n";
     let told = timeline("probes: {page: {tcp: {address: '127.0.0.1:1'}}}", rules);
