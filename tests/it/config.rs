@@ -3,8 +3,14 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use proctor::config::Config;
+
+use crate::support::memcached::memcached;
+use crate::support::process::free_port;
+use crate::support::proctor::Proctor;
+use crate::support::smtp::Sink;
 
 fn mistakes(text: &str) -> String {
     let problems = Config::from_text(Path::new("proctor.yml"), text).expect_err("it has mistakes");
@@ -49,7 +55,7 @@ fn what_is_no_file_of_a_person_is_refused_at_once() {
     std::fs::write(path("laughs"), laughs).expect("it can be written");
     std::fs::create_dir(path("folder")).expect("it can be made");
     symlink("/dev/zero", path("device")).expect("it can be made");
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     for (name, wanted) in [
         ("fifo", "expected a regular file"),
         ("folder", "expected a regular file"),
@@ -62,7 +68,7 @@ fn what_is_no_file_of_a_person_is_refused_at_once() {
         let problems = Config::load(&path(name)).expect_err(name);
         assert!(problems[0].message.contains(wanted), "{name}: {problems:?}");
     }
-    assert!(begin.elapsed() < std::time::Duration::from_secs(5), "at once");
+    assert!(begin.elapsed() < Duration::from_secs(5), "at once");
 }
 
 #[test]
@@ -171,9 +177,9 @@ fn absurd_durations_have_a_timeline_too() {
     assert!(timeline(&config, &rules).contains("alert A "));
     let config = "probes: {a: {tcp: {address: '127.0.0.1:1'}, interval: 100ms, timeout: 1ms}}\n";
     let rules = "groups: [{name: g, interval: 1ms, rules: [{alert: A, expr: 'avg_over_time(probe_success[6h]) == 0'}]}]\n";
-    let begin = std::time::Instant::now();
+    let begin = Instant::now();
     assert!(timeline(config, rules).starts_with("When"));
-    assert!(begin.elapsed() < std::time::Duration::from_secs(20), "bounded");
+    assert!(begin.elapsed() < Duration::from_secs(20), "bounded");
 }
 
 #[test]
@@ -213,4 +219,23 @@ notify: {admins: [a@example.org], smtp: {host: localhost}}
 actions: {restart-cache: {docker: {service: memcached, verb: restart}, matchers: ['alertname="MemcachedDown"'], mode: act}}
 "#;
     assert_eq!(timeline(config, &rules), shown);
+}
+
+#[tokio::test]
+async fn the_first_mail_comes_within_the_timeline() {
+    let (port, sink) = (free_port(), Sink::start().await);
+    let probes = format!("probes:\n  cache: {{memcached: {{address: \"127.0.0.1:{port}\"}}}}\n");
+    let proctor = Proctor::configured(sink.port, &probes).rules(&[("MemcachedDown", "memcached_up == 0")]);
+    let Some(cache) = memcached(proctor.folder.path(), port) else { return };
+    let told = String::from_utf8(proctor.run(&["config", "check"]).stdout).expect("UTF-8");
+    // 1s + 1s until it is seen, for 1s + a slot of 1s, group_wait 1s.
+    assert!(told.ends_with("cache: down 0:00 → seen 0:02 → alert MemcachedDown 0:04 → mail 0:05\n"), "{told}");
+    let proctor = proctor.started();
+    proctor.shows("memcached_up{probe=\"cache\"} 1", Duration::from_secs(20)).await;
+    cache.signal("STOP");
+    let begin = Instant::now();
+    sink.wait_for(1, Duration::from_secs(20)).await;
+    let took = begin.elapsed();
+    // Not before `for` and group_wait; a busy machine and SMTP get three seconds on top.
+    assert!(took >= Duration::from_secs(2) && took <= Duration::from_secs(5 + 3), "{took:?}");
 }
