@@ -52,6 +52,11 @@ fn ours(folder: &Path, files: &[&Path]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_proctor")).current_dir(folder).args(["rules", "test"]).args(files).output().expect("it runs")
 }
 
+/// Every promtool there is: Debian's, and the one of Prometheus 3 that `make promtool3-verdicts` builds.
+fn oracles() -> Vec<PathBuf> {
+    program("promtool").into_iter().chain(std::env::var_os("PROMTOOL3").map(PathBuf::from)).collect()
+}
+
 fn promtools(promtool: &Path, folder: &Path, files: &[&Path]) -> Output {
     Command::new(promtool).current_dir(folder).args(["test", "rules"]).args(files).output().expect("promtool runs")
 }
@@ -197,7 +202,7 @@ fn wrong() -> Vec<String> {
 /// Runs both over every file on its own and compares the exit codes with `code`; returns what ours says.
 fn compare(files: &[String], code: i32) -> String {
     let folder = folder_with_rules();
-    let promtool = program("promtool");
+    let oracles = oracles();
     let mut told = String::new();
     for text in files {
         let path = Path::new("tests.yml");
@@ -206,10 +211,10 @@ fn compare(files: &[String], code: i32) -> String {
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{text}\n{said}");
         told += &said;
-        if let Some(promtool) = &promtool {
+        for promtool in &oracles {
             let output = promtools(promtool, folder.path(), &[path]);
             let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-            assert_eq!(output.status.code(), Some(code), "promtool:\n{text}\n{said}");
+            assert_eq!(output.status.code(), Some(code), "{promtool:?}:\n{text}\n{said}");
         }
     }
     told
@@ -272,7 +277,7 @@ fn a_rule_that_looks_back_longer_than_a_day_is_tested_over_all_its_samples() {
     let path = folder.path().join("tests.yml");
     std::fs::write(&path, "tests:\n- interval: 1m\n  input_series: [{series: up, values: '7 1x4000'}]\n  promql_expr_test:\n  - {expr: up, eval_time: 0s, exp_samples: [{labels: up, value: 7}]}\n  - {expr: up, eval_time: 66h, exp_samples: [{labels: up, value: 1}]}\n").expect("it can be written");
     assert_eq!(ours(folder.path(), &[&path]).status.code(), Some(0));
-    if let Some(promtool) = program("promtool") {
+    for promtool in oracles() {
         assert_eq!(promtools(&promtool, folder.path(), &[&path]).status.code(), Some(0));
     }
 }
@@ -284,7 +289,7 @@ fn rules_check_has_promtools_exit_codes() {
     for (files, code) in [(vec![&right], 0), (vec![&broken], 1), (vec![&right, &broken], 1), (vec![&absent], 1)] {
         let output = Command::new(env!("CARGO_BIN_EXE_proctor")).args(["rules", "check"]).args(&files).output().expect("it runs");
         assert_eq!(output.status.code(), Some(code), "{files:?}: {output:?}");
-        if let Some(promtool) = program("promtool") {
+        for promtool in oracles() {
             let output = Command::new(promtool).args(["check", "rules"]).args(&files).output().expect("promtool runs");
             assert_eq!(output.status.code(), Some(code), "promtool: {files:?}: {output:?}");
         }
@@ -307,7 +312,7 @@ fn the_unit_tests_of_the_alerts_pass_here_and_in_promtool() {
     let output = ours(here, &files);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && said.is_empty(), "{said}");
-    if let Some(promtool) = program("promtool") {
+    for promtool in oracles() {
         let output = promtools(&promtool, here, &files);
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }
@@ -392,7 +397,7 @@ fn the_rule_and_the_test_of_the_documentation_are_right_here_and_in_promtool() {
         std::fs::write(folder.path().join(name), text).expect("it can be written");
     }
     let mut programs = vec![(PathBuf::from(env!("CARGO_BIN_EXE_proctor")), ["rules", "check"], ["rules", "test"])];
-    programs.extend(program("promtool").map(|promtool| (promtool, ["check", "rules"], ["test", "rules"])));
+    programs.extend(oracles().into_iter().map(|promtool| (promtool, ["check", "rules"], ["test", "rules"])));
     for (program, check, test) in programs {
         for (command, file) in [(check, "site.yml"), (test, "site-test.yml")] {
             let output = Command::new(&program).current_dir(folder.path()).args(command).arg(file).output().expect("it runs");
