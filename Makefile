@@ -21,9 +21,9 @@ lint:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --locked --no-deps
 
-## Asks promtool of Prometheus 3 about every PromQL case and writes its verdicts down (about 5 minutes the first time).
+## Asks promtool of Prometheus 3 about every PromQL case and writes its verdicts down, and about every test of rules (about 5 minutes the first time).
 promtool3-verdicts:
 	mkdir -p target/promtool3 && cd target/promtool3 && { test -f go.mod || go mod init x; } && \
 	  GOFLAGS=-p=1 go get -tool github.com/prometheus/prometheus/cmd/promtool@v0.314.0 && \
 	  go build -o promtool3 github.com/prometheus/prometheus/cmd/promtool
-	PROMTOOL3=$(CURDIR)/target/promtool3/promtool3 $(CARGO) test --test it promql::corpus::promtool_3
+	PROMTOOL3=$(CURDIR)/target/promtool3/promtool3 $(CARGO) test --test it -- promql::corpus::promtool_3 rules::unit

@@ -53,14 +53,15 @@
 //! | `src/promql` | evaluates a parsed expression at one instant over the window |
 //! | `src/notify` | route, dispatch, dedup, message, outbox, email, webhook |
 //! | `src/remediate` | guard (decides), runner (acts, verifies, records), and the ways to act |
-//! | `src/rules` | Prometheus rule files: load, alert state machine, group loop, templates, unit tests |
+//! | `src/rules` | Prometheus rule files: load, alert state machine, one turn of a rule, group loop, templates, unit tests in promtool's format |
 //! | `src/web` | `/metrics`, status page, health answers, control socket |
-//! | `src/config` | puts the components' own config structs together, loads, cross-checks |
+//! | `src/config` | puts the components' own config structs together, loads, cross-checks; works out the timeline of a failure |
 //! | `src/discover` | looks at the host and writes YAML that goes through [`config`]'s own loader |
 //! | `src/app` | builds everything in order, named stops, reload; whether Proctor itself is well, the heartbeat out |
 //! | `src/cli` | one file per command; what systemd is told of `serve` |
 //! | `templates` | the HTML of the status page and of mails |
 //! | `alerts` | Prometheus rule files, used by Proctor and by Prometheus unchanged; `alerts/tests` in promtool's format |
+//! | `docs` | pages for people; what they show is run by tests |
 //! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
 //! | `deploy` | the commented example configuration |
 //! | `docs/life.md` | for people who run it: start, stop, reload, watchdog, heartbeat, exit codes |

@@ -95,9 +95,18 @@ struct Table {
 impl Window {
     /// Begins without samples, looking back [`MIN_LOOK_BACK`].
     pub fn new(limits: Limits, metrics: Arc<Metrics>) -> Self {
+        Self::looking_back(MIN_LOOK_BACK, limits, metrics)
+    }
+
+    /// Begins without samples and drops none for its age: for the unit tests of rules, which bound what they give it.
+    pub fn of_all_time(limits: Limits, metrics: Arc<Metrics>) -> Self {
+        Self::looking_back(Duration::MAX, limits, metrics)
+    }
+
+    fn looking_back(look_back: Duration, limits: Limits, metrics: Arc<Metrics>) -> Self {
         let table = Table {
             limits,
-            look_back: MIN_LOOK_BACK,
+            look_back,
             slots: Vec::new(),
             free: Vec::new(),
             by_labels: HashMap::new(),

@@ -1,7 +1,11 @@
-//! `proctor config check`: every mistake of a file, in one run.
+//! `proctor config check`: every mistake of a file, in one run; then what happens when, once something fails.
 
 use super::Exit;
-use crate::app::{self, AppError, Source};
+use super::fold::fold;
+use crate::app::{self, AppError, Loaded, Source};
+use crate::config::timeline::{self, Repair, Subject};
+use crate::probe::scheduler::Scheduled;
+use crate::remediate::{Mode, Tools};
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command's answer")]
 pub(super) fn check(source: &Source) -> Exit {
@@ -9,10 +13,22 @@ pub(super) fn check(source: &Source) -> Exit {
         println!("There is no configuration: Proctor would watch what it finds on this host, by looking only.");
         return Exit::Well;
     };
-    let planned = app::load(source).and_then(|loaded| Ok((app::plan(&loaded.config)?, loaded)));
+    let planned = app::load(source).and_then(|loaded| {
+        let scheduled = app::plan(&loaded.config)?;
+        // For what a file alone does not show, such as a secret that cannot be read.
+        app::plan_actions(&loaded.config, &Tools::of_this_host(None))?;
+        Ok((scheduled, loaded))
+    });
     match planned {
-        Ok((scheduled, _)) => {
+        Ok((scheduled, loaded)) => {
             println!("{} is right: {} targets.", file.display(), scheduled.len());
+            let lines = describe(&scheduled, &loaded);
+            if !lines.is_empty() {
+                println!("\nWhen one fails, at the latest (minutes:seconds):");
+            }
+            for line in lines {
+                print!("{}", fold("  ", &line));
+            }
             Exit::Well
         }
         Err(AppError::Config(problems)) => {
@@ -27,4 +43,28 @@ pub(super) fn check(source: &Source) -> Exit {
             Exit::Failed
         }
     }
+}
+
+/// Works out what happens when.
+fn describe(scheduled: &[Scheduled], loaded: &Loaded) -> Vec<String> {
+    let subjects = scheduled.iter().map(|one| Subject {
+        probe: one.target.probe.to_string(),
+        target: one.target.target.as_deref().map(str::to_owned),
+        interval: one.target.interval,
+        timeout: one.target.timeout,
+        up: one.probe.up().map(|family| family.name),
+    });
+    let config = &loaded.config;
+    let repairs: Vec<Repair<'_>> = config
+        .actions
+        .0
+        .iter()
+        .map(|(name, action)| Repair {
+            name: name.as_str(),
+            firing_for: action.firing_for,
+            acts: action.mode == Mode::Act,
+            matchers: &action.matchers.value,
+        })
+        .collect();
+    timeline::describe(subjects, &loaded.rules, &config.site.labels, config.notify.as_ref().map(|notify| &notify.value), &repairs)
 }

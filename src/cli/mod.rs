@@ -3,7 +3,9 @@
 mod check;
 mod config;
 mod control;
+mod fold;
 mod hold;
+mod rules;
 mod serve;
 mod silence;
 mod supervised;
@@ -39,6 +41,9 @@ enum Command {
     /// Looks at the configuration
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Looks at rule files, and runs their unit tests; asks nothing and needs no configuration
+    #[command(subcommand)]
+    Rules(rules::Rules),
     /// Loads the configuration of the running Proctor anew, all or nothing
     Reload,
     /// Says nothing of some alerts for a while
@@ -50,7 +55,7 @@ enum Command {
 
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
-    /// Says every mistake of a file, each with its place; binds and connects to nothing
+    /// Says every mistake of a file, each with its place, then what happens when once a probe fails; connects to nothing
     Check {
         /// The file; the default is the one of --config
         file: Option<PathBuf>,
@@ -104,6 +109,7 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
         Command::Serve => serve::run(source),
         Command::Check(check) => check::run(&source, &check),
         Command::Config(ConfigCommand::Check { file }) => Ok(config::check(&file.map_or(source, Source::File))),
+        Command::Rules(command) => Ok(rules::run(&command)?),
         Command::Silence(command) => silence::run(&source, command),
         Command::Hold(hold) => hold::run(&source, hold),
         Command::Reload => control::send(&source, crate::web::control::Command::Reload {}),

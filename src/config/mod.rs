@@ -5,6 +5,7 @@
 
 mod check;
 mod heartbeat_out;
+pub mod timeline;
 
 use std::fs::File;
 use std::io::Read;

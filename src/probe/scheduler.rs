@@ -24,7 +24,8 @@ pub static SUCCESS: Family = Family::gauge("probe_success", "Whether the last ru
 static DURATION: Family = Family::gauge("probe_duration_seconds", "How long the last run of the probe took");
 static LAST_RUN: Family =
     Family::gauge("probe_last_run_timestamp_seconds", "When the last run of the probe began, in seconds since the epoch");
-static FAILURE: Family =
+/// Why the last run failed, as its label `reason`.
+pub static FAILURE: Family =
     Family::gauge("probe_failure_info", "Why the last run of the probe failed, from a closed set of reasons; absent while it works");
 static SIGHT: Family = Family::gauge("probe_sight_info", "That the probe is not allowed to see everything it asks for; absent while it is");
 

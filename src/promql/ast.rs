@@ -73,8 +73,8 @@ pub(super) struct Subquery {
     pub inner: Node,
     /// Milliseconds.
     pub range: i64,
-    /// Milliseconds.
-    pub step: i64,
+    /// Milliseconds; nothing where the evaluation's own step is meant.
+    pub step: Option<i64>,
     pub when: When,
 }
 
@@ -357,5 +357,3 @@ impl Node {
 
 /// How old a sample may be that an instant selector still sees, in milliseconds: Prometheus' default.
 pub(super) const LOOK_BACK_MS: i64 = 300_000;
-/// The step of a subquery that names none: Prometheus' default evaluation interval.
-pub(super) const DEFAULT_STEP_MS: i64 = 60_000;

@@ -24,12 +24,14 @@ pub(super) struct Evaluation<'a> {
     window: &'a Window,
     /// The instant of the whole evaluation, which `@ start()` and `@ end()` mean.
     at: Timestamp,
+    /// The step of a subquery that names none, in milliseconds.
+    step: i64,
     work: Cell<usize>,
 }
 
 impl<'a> Evaluation<'a> {
-    pub fn new(window: &'a Window, at: Timestamp) -> Self {
-        Self { window, at, work: Cell::new(0) }
+    pub fn new(window: &'a Window, at: Timestamp, step: i64) -> Self {
+        Self { window, at, step, work: Cell::new(0) }
     }
 
     /// Takes from the budget.
@@ -112,16 +114,17 @@ impl<'a> Evaluation<'a> {
         let start = end.saturating_sub(subquery.range);
         let mut series: Vec<Series> = Vec::new();
         let mut index: HashMap<Labels, usize> = HashMap::new();
-        let mut step = start.div_euclid(subquery.step).saturating_add(1).saturating_mul(subquery.step);
-        while step <= end {
-            for (labels, value) in self.vector(&subquery.inner, step)? {
+        let step = subquery.step.unwrap_or(self.step);
+        let mut now = start.div_euclid(step).saturating_add(1).saturating_mul(step);
+        while now <= end {
+            for (labels, value) in self.vector(&subquery.inner, now)? {
                 let at = *index.entry(labels).or_insert_with_key(|labels| {
                     series.push(Series { labels: labels.clone(), samples: Vec::new() });
                     series.len() - 1
                 });
-                series[at].samples.push((step, value));
+                series[at].samples.push((now, value));
             }
-            step = step.saturating_add(subquery.step);
+            now = now.saturating_add(step);
         }
         Ok(Matrix { start, end, series })
     }

@@ -2,7 +2,7 @@
 //!
 //! What Prometheus has behind feature flags, and native histograms, are refused by name when an expression is parsed.
 //! Ranges, the look-back of five minutes and subqueries are left-open; `__name__` is dropped at once. A subquery
-//! without a step takes one minute, as Prometheus with its default evaluation interval. One thing differs on purpose:
+//! without a step takes [`DEFAULT_STEP`], as Prometheus with its default evaluation interval. One thing differs on purpose:
 //! the date of a value that is no moment (NaN, infinite) is NaN, where Go makes up one. No clock, no I/O.
 
 mod aggregate;
@@ -28,6 +28,11 @@ pub const MAX_TEXT: usize = 16 * 1024;
 pub const MAX_RESULT: usize = 10_000;
 /// How much one evaluation may read and make: samples, series looked at, elements and steps. About a second's work.
 pub const MAX_WORK: usize = 5_000_000;
+
+/// How old a sample may be that an instant selector still sees.
+pub const LOOK_BACK: Duration = Duration::from_millis(ast::LOOK_BACK_MS as u64);
+/// The step of a subquery that names none: Prometheus' default evaluation interval.
+pub const DEFAULT_STEP: Duration = Duration::from_secs(60);
 
 /// A parsed and checked expression. Clones share the same tree.
 #[derive(Clone, Debug)]
@@ -104,7 +109,23 @@ pub enum Value {
 /// What is no PromQL, what Prometheus refuses too (types, duplicate modifiers), what we do not evaluate, by its name,
 /// and a range vector as the whole; more than [`MAX_TEXT`], or nested too deep.
 pub fn parse(text: &str) -> Result<Expr, ParseError> {
-    let wrong = |(at, message): parse::Wrong| {
+    let root = placed(text, parse::parse)?;
+    Ok(Expr { text: text.into(), root: Arc::new(root) })
+}
+
+/// Parses one series as people write it: `name{label="value"}`. Both parts may be missing; `{}` has no labels.
+///
+/// # Errors
+/// What is no series, a matcher other than `=` among it; more than [`MAX_TEXT`].
+pub fn parse_series(text: &str) -> Result<Labels, ParseError> {
+    placed(text, parse::metric)
+}
+
+/// Parses, and says of a mistake in which line and column it is.
+fn placed<T>(text: &str, parse: impl FnOnce(&str) -> Result<T, parse::Wrong>) -> Result<T, ParseError> {
+    let parsed =
+        if text.len() > MAX_TEXT { Err((0, format!("expected at most {MAX_TEXT} bytes, found {}", text.len()))) } else { parse(text) };
+    parsed.map_err(|(at, message)| {
         let before = &text[..text.floor_char_boundary(at)];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         ParseError {
@@ -113,12 +134,7 @@ pub fn parse(text: &str) -> Result<Expr, ParseError> {
             column: before[line_start..].chars().count() + 1,
             message,
         }
-    };
-    if text.len() > MAX_TEXT {
-        return Err(wrong((0, format!("expected at most {MAX_TEXT} bytes, found {}", text.len()))));
-    }
-    let root = parse::parse(text).map_err(wrong)?;
-    Ok(Expr { text: text.into(), root: Arc::new(root) })
+    })
 }
 
 impl Expr {
@@ -156,7 +172,16 @@ impl Expr {
     /// # Errors
     /// See [`EvalError`].
     pub fn eval(&self, window: &Window, at: Timestamp) -> Result<Value, EvalError> {
-        let value = eval::Evaluation::new(window, at).eval(&self.root, at.0)?;
+        self.eval_stepping(window, at, DEFAULT_STEP)
+    }
+
+    /// Evaluates at one instant, where a subquery that names no step takes `step`, which is above zero.
+    ///
+    /// # Errors
+    /// See [`EvalError`].
+    pub fn eval_stepping(&self, window: &Window, at: Timestamp, step: Duration) -> Result<Value, EvalError> {
+        let step = i64::try_from(step.as_millis()).unwrap_or(i64::MAX).max(1);
+        let value = eval::Evaluation::new(window, at, step).eval(&self.root, at.0)?;
         match &value {
             Value::Vector(elements) if elements.len() > MAX_RESULT => Err(EvalError::TooMany(elements.len())),
             _ => Ok(value),

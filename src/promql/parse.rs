@@ -4,12 +4,12 @@
 //! oracle of the tests.
 
 use super::ast::{
-    AGGREGATIONS, Aggregate, Binary, Call, Card, DEFAULT_STEP_MS, EXPERIMENTAL, FUNCTIONS, Function, Grouping, Kind, Node, OPERATORS,
-    POWER, PROMETHEUS_ONLY, Pinned, Selector, Subquery, Type, When, is_comparison, is_set_operator,
+    AGGREGATIONS, Aggregate, Binary, Call, Card, EXPERIMENTAL, FUNCTIONS, Function, Grouping, Kind, Node, OPERATORS, POWER,
+    PROMETHEUS_ONLY, Pinned, Selector, Subquery, Type, When, is_comparison, is_set_operator,
 };
 use super::lex::{self, Token, clip};
 use crate::model::labels::NAME;
-use crate::model::{MatchOp, Matcher};
+use crate::model::{Labels, MatchOp, Matcher};
 
 /// How deep brackets, calls and signs may be nested: each level is eight frames of the stack.
 const MAX_NESTING: usize = 64;
@@ -39,6 +39,20 @@ pub(super) fn parse(text: &str) -> Parsed<Node> {
         return Err((node.at, format!("expected an instant vector or a scalar, found a range vector: {advice}")));
     }
     Ok(node)
+}
+
+/// Parses one series as it is written, `name{label="value"}`; both parts may be missing.
+pub(super) fn metric(text: &str) -> Parsed<Labels> {
+    let mut parser = Parser { tokens: lex::tokens(text), next: 0, nesting: 0 };
+    let name = matches!(parser.peek().kind, lex::Kind::Word).then(|| parser.advance());
+    let matchers = parser.matchers(name.as_ref())?;
+    if !matches!(parser.peek().kind, lex::Kind::End) {
+        return Err(parser.unexpected("the end of the series"));
+    }
+    match matchers.iter().find(|matcher| matcher.op != MatchOp::Equal) {
+        Some(matcher) => Err((0, format!("expected a series, whose labels are set with =, found the matcher {matcher}"))),
+        None => Ok(Labels::new(matchers.into_iter().map(|matcher| (matcher.name, matcher.value)))),
+    }
 }
 
 struct Parser<'a> {
@@ -201,7 +215,7 @@ impl<'a> Parser<'a> {
         let bracket = self.advance().at;
         let range = self.positive_span()?;
         if self.take_sign(":") {
-            let step = if self.is_sign("]") { DEFAULT_STEP_MS } else { self.positive_span()? };
+            let step = if self.is_sign("]") { None } else { Some(self.positive_span()?) };
             self.expect("]", "\"]\"")?;
             if node.type_of() != Type::Vector {
                 return Err((node.at, format!("a subquery is made of an instant vector, found a {}", node.type_of())));
@@ -300,6 +314,16 @@ impl<'a> Parser<'a> {
 
     fn selector(&mut self, name: Option<&Token<'a>>) -> Parsed<Node> {
         let at = name.map_or(self.peek().at, |token| token.at);
+        let matchers = self.matchers(name)?;
+        if matchers.iter().all(|matcher| matcher.matches_value("")) {
+            let advice = "a selector needs a name or one matcher that does not match the empty value, or it reads everything";
+            return Err((at, advice.to_owned()));
+        }
+        self.node(at, Kind::Selector(Selector { matchers, when: When::default() }))
+    }
+
+    /// Parses `{a="b", …}` where it stands, and puts the name of the metric behind.
+    fn matchers(&mut self, name: Option<&Token<'a>>) -> Parsed<Vec<Matcher>> {
         let mut matchers = Vec::new();
         if self.take_sign("{") {
             while !self.is_sign("}") {
@@ -343,13 +367,9 @@ impl<'a> Parser<'a> {
             self.expect("}", "\"}\"")?;
         }
         if let Some(name) = name {
-            matchers.push(matcher(NAME, MatchOp::Equal, name.text).map_err(|why| (at, why))?);
+            matchers.push(matcher(NAME, MatchOp::Equal, name.text).map_err(|why| (name.at, why))?);
         }
-        if matchers.iter().all(|matcher| matcher.matches_value("")) {
-            let advice = "a selector needs a name or one matcher that does not match the empty value, or it reads everything";
-            return Err((at, advice.to_owned()));
-        }
-        self.node(at, Kind::Selector(Selector { matchers, when: When::default() }))
+        Ok(matchers)
     }
 
     /// Parses `(a, b)` of expressions.

@@ -8,15 +8,16 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::load::{AlertRule, RuleGroup, RuleKind};
+use super::load::{AlertRule, RuleGroup};
+use super::running::Running;
 use super::state::{RuleState, Turn};
 use super::template::Template;
 use crate::alerts::AlertTable;
 use crate::client::net::chain;
 use crate::metrics::{ByState, Metrics};
-use crate::model::labels::{NAME, fnv1a};
+use crate::model::labels::fnv1a;
 use crate::model::{Alert, AlertState, Labels, Timestamp};
-use crate::promql::Value;
+use crate::promql::{DEFAULT_STEP, LOOK_BACK};
 use crate::store::{Batch, Record, Store, Table};
 use crate::tasks::{self, Pulse, Tasks};
 use crate::window::Window;
@@ -25,8 +26,6 @@ use crate::window::Window;
 const MARK_EVERY: Duration = Duration::from_secs(30);
 /// A nudge evaluates at once, but not more often than this.
 const NUDGE_EVERY: Duration = Duration::from_secs(1);
-/// How old a sample may be that an instant selector still sees.
-const INSTANT: Duration = Duration::from_secs(300);
 
 /// When the rules last had a turn.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -63,9 +62,7 @@ pub struct Context {
 /// One rule with what it remembers.
 struct Slot {
     id: String,
-    index: usize,
-    /// Nothing for a recording rule.
-    state: Option<RuleState>,
+    running: Running,
     /// The alert that says that this rule cannot be evaluated.
     broken: RuleState,
     /// Why it cannot be evaluated.
@@ -100,7 +97,7 @@ pub async fn restore(groups: Vec<RuleGroup>, context: &Context, now: Timestamp) 
     let down_since = context.store.get::<LastTurn>("rules/last_turn").map(|turn| turn.at);
     let mut states: Vec<GroupState> = groups.into_iter().map(|group| GroupState::new(group, context.clone())).collect();
     for state in states.iter_mut().flat_map(|group| &mut group.slots) {
-        for rule in state.state.iter_mut().chain([&mut state.broken]) {
+        for rule in state.running.state.iter_mut().chain([&mut state.broken]) {
             // By its id first, so that of two rules of one name each gets its own.
             let (mine, others): (Vec<Alert>, Vec<Alert>) = stored.into_iter().partition(|alert| alert.rule == rule.id());
             stored = others;
@@ -111,7 +108,7 @@ pub async fn restore(groups: Vec<RuleGroup>, context: &Context, now: Timestamp) 
     }
     for group in &mut states {
         for slot in &mut group.slots {
-            let Some(rule) = &mut slot.state else { continue };
+            let Some(rule) = &mut slot.running.state else { continue };
             let (mine, others): (Vec<Alert>, Vec<Alert>) = stored.into_iter().partition(|alert| rule.owns(alert));
             stored = others;
             for alert in mine {
@@ -147,7 +144,7 @@ pub fn start(groups: Vec<GroupState>, nudge: &Nudge, tasks: &Tasks) -> Vec<Pulse
 
 impl Slot {
     fn alerts(&self) -> Vec<Alert> {
-        self.state.iter().chain([&self.broken]).flat_map(|state| state.alerts().cloned().collect::<Vec<_>>()).collect()
+        self.running.state.iter().chain([&self.broken]).flat_map(|state| state.alerts().cloned().collect::<Vec<_>>()).collect()
     }
 }
 
@@ -176,13 +173,9 @@ impl GroupState {
     fn new(group: RuleGroup, context: Context) -> Self {
         let slots = (0..group.rules.len()).map(|index| {
             let id = group.rule_id(index);
-            let state = match &group.rules[index].kind {
-                RuleKind::Alerting(rule) => Some(RuleState::new(rule.clone(), id.clone())),
-                RuleKind::Recording { .. } => None,
-            };
             let name = id.rsplit('/').next().unwrap_or_default().to_owned();
             let broken = RuleState::new(broken_rule(&group.name, &name), format!("{id}!"));
-            Slot { id, index, state, broken, error: None }
+            Slot { running: Running::new(group.rules[index].clone(), id.clone()), id, broken, error: None }
         });
         Self { slots: slots.collect(), group, context, kept: BTreeMap::new(), marked_at: None }
     }
@@ -220,11 +213,11 @@ impl GroupState {
         let at = now - self.group.query_offset;
         let mut judged = Vec::new();
         for slot in &mut self.slots {
-            let rule = &self.group.rules[slot.index];
             context.metrics.rule_evaluations.inc();
             // What a range needs; a plain selector sees all there is once every probe has answered.
-            let look_back = rule.expr.look_back();
-            let needs = if rule.expr.text().contains('[') { look_back } else { look_back.saturating_sub(INSTANT) };
+            let expr = &slot.running.rule.expr;
+            let look_back = expr.look_back();
+            let needs = if expr.text().contains('[') { look_back } else { look_back.saturating_sub(LOOK_BACK) };
             let turn = Turn {
                 now,
                 ready,
@@ -233,23 +226,7 @@ impl GroupState {
                 external_labels: &context.site_labels,
                 external_url: &context.external_url,
             };
-            let result = rule.expr.eval(&context.window, at).map_err(|error| chain(&error));
-            let vector = result.map(|value| match value {
-                Value::Vector(vector) => vector,
-                Value::Scalar(value) => vec![(Labels::default(), value)],
-                Value::String(_) => Vec::new(),
-            });
-            let done = vector.and_then(|vector| match (&mut slot.state, &rule.kind) {
-                (Some(state), _) => state.step(&vector, &turn).map_err(|error| error.to_string()),
-                (None, RuleKind::Recording { name, labels }) => {
-                    for (of, value) in vector {
-                        let named = labels.shared().chain([(NAME.into(), name.as_str().into())]);
-                        context.window.append(of.with(named), at, value);
-                    }
-                    Ok(())
-                }
-                (None, RuleKind::Alerting(_)) => Ok(()),
-            });
+            let done = slot.running.turn(&context.window, at, DEFAULT_STEP, &turn).map_err(|error| chain(&error));
             let broken = done.as_ref().err().map(|_| (Labels::default(), 1.0));
             // One sample without labels of its own can be no duplicate, and there is no limit.
             slot.broken.step(broken.as_slice(), &Turn { limit: 0, settled: true, ..turn }).ok();
@@ -269,7 +246,7 @@ impl GroupState {
     }
 
     fn publish(&self) {
-        for state in self.slots.iter().flat_map(|slot| slot.state.iter().chain([&slot.broken])) {
+        for state in self.slots.iter().flat_map(|slot| slot.running.state.iter().chain([&slot.broken])) {
             let dropped = self.context.alerts.replace_rule(state.id(), state.alerts().cloned().collect());
             if dropped > 0 {
                 tracing::error!(rule = state.id(), dropped, "too many alerts: some are left out");

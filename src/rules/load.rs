@@ -302,15 +302,26 @@ impl Reader<'_> {
     }
 }
 
+impl Rule {
+    /// Returns the name of its alerts or series.
+    pub fn name(&self) -> &str {
+        match &self.kind {
+            RuleKind::Alerting(alert) => &alert.name,
+            RuleKind::Recording { name, .. } => name,
+        }
+    }
+}
+
 impl RuleGroup {
+    /// Iterates over the names of its alerting rules.
+    pub fn alert_names(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().filter(|rule| matches!(rule.kind, RuleKind::Alerting(_))).map(Rule::name)
+    }
+
     /// Returns the unique name of a rule: its group and its own name, and the number where two share them.
     pub fn rule_id(&self, index: usize) -> String {
-        let name = |rule: &Rule| match &rule.kind {
-            RuleKind::Alerting(alert) => alert.name.clone(),
-            RuleKind::Recording { name, .. } => name.clone(),
-        };
-        let own = name(&self.rules[index]);
-        let before = self.rules[..index].iter().filter(|rule| name(rule) == own).count();
+        let own = self.rules[index].name();
+        let before = self.rules[..index].iter().filter(|rule| rule.name() == own).count();
         let file = self.file.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
         if before == 0 { format!("{file}/{}/{own}", self.name) } else { format!("{file}/{}/{own}#{}", self.name, before + 1) }
     }

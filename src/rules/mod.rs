@@ -1,10 +1,13 @@
-//! Rules in Prometheus' own files: read as strictly, evaluated over the window, their alerts moved as Prometheus does.
+//! Rules in Prometheus' own files: read as strictly, evaluated over the window, their alerts moved as Prometheus does,
+//! and tested by promtool's own test files.
 
 mod format;
 pub mod group;
 pub mod load;
+pub mod running;
 pub mod state;
 pub mod template;
+pub mod unit;
 
 use std::time::Duration;
 

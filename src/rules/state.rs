@@ -29,6 +29,17 @@ pub enum RuleError {
         /// What came.
         found: usize,
     },
+    /// Two samples make one series of a recording rule; nothing is written.
+    #[error("two samples of the expression make the same series {0}: let the labels of the rule leave them apart")]
+    SameSeries(Labels),
+    /// A recording rule gives more series than `limit` allows; nothing is written.
+    #[error("exceeded the limit of {limit} with {found} series")]
+    SeriesLimit {
+        /// What is allowed.
+        limit: usize,
+        /// What came.
+        found: usize,
+    },
 }
 
 /// What a turn knows besides the samples.

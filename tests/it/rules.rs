@@ -1,5 +1,7 @@
 //! Rule files: the same file, the same verdict as promtool's.
 
+mod unit;
+
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
