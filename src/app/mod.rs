@@ -27,7 +27,7 @@ use crate::discover::{self, Found};
 use crate::metrics::Metrics;
 use crate::model::{Labels, ProbeResult, Problem, Target, Timestamp};
 use crate::mute::depends::Depends;
-use crate::notify::dispatch::Mutes;
+use crate::notify::dispatch::{Board, Mutes};
 use crate::notify::outbox::Outbox;
 use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
 use crate::remediate::{self, Runner, Tools};
@@ -42,6 +42,7 @@ use crate::window::{Limits, Window};
 
 pub use paths::{DEFAULT_CONFIG, control_socket, state_path};
 pub use repairing::plan_actions;
+pub use telling::ways;
 
 /// The whole stop is over within this time.
 pub const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -191,6 +192,8 @@ pub struct App {
     /// When the command of a hold was last heard of, by the hold's id.
     heard: Mutex<BTreeMap<String, Timestamp>>,
     web: Mutex<Option<std::net::SocketAddr>>,
+    /// Where the mails of all groups stand.
+    board: Mutex<Board>,
 }
 
 impl App {
@@ -246,6 +249,7 @@ impl App {
             health: Mutex::default(),
             heard: Mutex::default(),
             web: Mutex::new(None),
+            board: Mutex::default(),
         });
         app.start_scoped().await;
         app.tasks.spawn("outbox", app.outbox.clone().run(app.tasks.token()));
@@ -268,6 +272,10 @@ impl App {
     /// Returns the address of the web.
     pub fn web_address(&self) -> Option<std::net::SocketAddr> {
         *self.web.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn board(&self) -> Board {
+        self.board.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns the configuration in force.

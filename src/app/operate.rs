@@ -9,15 +9,21 @@ use crate::client::net::chain;
 use crate::client::process::user_name;
 use crate::model::duration::{print, print_measured};
 use crate::model::labels::fnv1a;
-use crate::model::{Matcher, Timestamp};
+use crate::model::{AlertState, Matcher, Timestamp};
 use crate::mute::hold::{Hold, HoldKind, Holds};
 use crate::mute::silence::{Draft, Silence, Silences};
+use crate::notify::message::{line, rank};
+use crate::remediate::Mode;
 use crate::store::{Batch, Committed, Record};
 use crate::tasks;
 use crate::web::control::{Command, Peer, Reply};
 
 /// The most characters of a list that is answered.
 const MAX_LIST: usize = 60_000;
+/// The most characters of one row.
+const MAX_ROW: usize = 500;
+/// The most attempts that are shown, newest first.
+const MAX_ATTEMPTS: usize = 20;
 /// A hold whose command was not heard of for this long has ended: its `proctor hold run` was killed.
 const COMMAND_SILENT: Duration = Duration::from_secs(30);
 
@@ -111,6 +117,16 @@ impl App {
                 });
                 Ok(list(rows.collect::<Vec<_>>().into_iter(), "nothing is held"))
             }
+            Command::AlertList {} => Ok(list(self.alert_rows(now).into_iter(), "nothing is pending or firing")),
+            Command::ActionList {} => Ok(list(self.action_rows(now).into_iter(), "the configuration names no actions")),
+            Command::ActionPause {} => {
+                let paused = self.runner.pause(&by).await;
+                Ok(Reply::text(format!("all actions are paused by {}: `proctor action resume` lets them run again", paused.by)))
+            }
+            Command::ActionResume {} => Ok(Reply::text(match self.runner.resume().await {
+                Some(paused) => format!("actions run again; they were paused by {} since {}", paused.by, paused.since),
+                None => "actions were not paused".to_owned(),
+            })),
         }
     }
 
@@ -140,6 +156,59 @@ impl App {
             tracing::warn!("a hold ends: its command was not heard of for {}", print(COMMAND_SILENT));
             self.write(&ended).await;
         }
+    }
+
+    /// Says what is pending and firing, the worst first; then where its mails stand.
+    fn alert_rows(&self, now: Timestamp) -> Vec<String> {
+        let mut alerts: Vec<_> = self.alerts.all().into_iter().filter(|alert| alert.state != AlertState::Inactive).collect();
+        alerts.sort_by_key(|alert| (!alert.is_firing(), rank(alert), alert.active_at));
+        let mut rows = Vec::new();
+        for alert in alerts {
+            let state = if alert.is_firing() { "firing " } else { "pending" };
+            let severity = alert.labels.get("severity").unwrap_or("");
+            let place = [alert.probe(), alert.labels.get("target")].into_iter().flatten().collect::<Vec<_>>().join(" ");
+            let lasts = print_measured(now.since(alert.active_at));
+            rows.push(line(&format!("{state}  {severity:8}  {} {place}  for {lasts}", alert.name()), MAX_ROW));
+            rows.extend(alert.annotations.get("summary").map(|summary| format!("    {}", line(summary, MAX_ROW))));
+            let attempts = alert.attempts.iter().map(|attempt| {
+                line(&format!("{} {} {}: {}", attempt.started_at, attempt.action, attempt.outcome, attempt.detail), MAX_ROW)
+            });
+            rows.extend(attempts.map(|attempt| format!("    {attempt}")));
+        }
+        for group in self.board().status() {
+            let mailed = group.mailed_at.map(|at| format!(", last mailed {at}")).unwrap_or_default();
+            let next = group.next_at.map(|at| format!(", looked at again {at}")).unwrap_or_default();
+            rows.push(line(&format!("mails of {}: {}{mailed}{next}", group.group, group.state), MAX_ROW));
+            rows.extend(group.muted.iter().map(|(name, why)| format!("    {name} is not mailed now: {}", line(why, MAX_ROW))));
+        }
+        rows
+    }
+
+    /// Says what each action waits for, and what was done lately.
+    fn action_rows(&self, now: Timestamp) -> Vec<String> {
+        let config = self.loaded().config;
+        let mut rows: Vec<String> =
+            self.runner.paused().map(|paused| format!("PAUSED by {} since {}", paused.by, paused.since)).into_iter().collect();
+        for (name, action) in &config.actions.0 {
+            let mode = if action.mode == Mode::Act { "acts" } else { "only says what it would do" };
+            let matchers: Vec<String> = action.matchers.iter().map(ToString::to_string).collect();
+            rows.push(line(&format!("{}  {}  {mode}  for {}", name.value, action.kinds().join(" "), matchers.join(" ")), MAX_ROW));
+        }
+        let waits = self.runner.waits();
+        rows.extend(
+            waits
+                .iter()
+                .filter(|(_, (until, _))| *until > now)
+                .map(|(target, (until, why))| line(&format!("{target} waits until {until} at least: {why}"), MAX_ROW)),
+        );
+        let attempts = self.runner.attempts();
+        rows.extend(attempts.iter().rev().take(MAX_ATTEMPTS).map(|attempt| {
+            line(
+                &format!("{} {} ({}) {}: {}", attempt.started_at, attempt.action, attempt.target, attempt.outcome, attempt.detail),
+                MAX_ROW,
+            )
+        }));
+        rows
     }
 
     fn heard_of(&self, hold: &str, now: Timestamp) {

@@ -40,7 +40,7 @@ pub(super) fn mutes(config: &Config, store: &Store) -> Mutes {
 }
 
 /// Returns the ways out of a configuration; without one there is no relay, and what waits goes on waiting.
-pub(super) fn ways(config: &Config) -> Ways {
+pub fn ways(config: &Config) -> Ways {
     let notify = config.notify.as_ref().map(|notify| &notify.value);
     let from = notify.and_then(|notify| Address::parse(&notify.from.to_string()));
     let nobody = || Address { name: String::new(), address: "root@localhost".to_owned() };
@@ -128,6 +128,7 @@ impl App {
         let voice = Voice::new(&notify, &loaded.config.site.name, loaded.config.site.external_url.clone());
         let routes = vec![Route::of(&notify, notify.webhooks.0.iter().map(|(name, _)| name.value.clone()))];
         let dispatcher = Dispatcher::new(wiring, voice, notify.mode, routes);
+        *self.board.lock().unwrap_or_else(PoisonError::into_inner) = dispatcher.board();
         tasks.spawn("dispatcher", dispatcher.run(tasks.token()));
     }
 

@@ -1,10 +1,12 @@
 //! The command line: one file per command.
 
+mod alert;
 mod check;
 mod config;
 mod control;
 mod fold;
 mod hold;
+mod mail;
 mod rules;
 mod serve;
 mod silence;
@@ -51,6 +53,15 @@ enum Command {
     Silence(silence::Silence),
     /// Says and does nothing for a while: `proctor hold 15m`, `proctor hold run -- make new-code`
     Hold(hold::Hold),
+    /// Looks at the alerts
+    #[command(subcommand)]
+    Alert(alert::Alert),
+    /// Looks at the actions, stops them and lets them run again
+    #[command(subcommand)]
+    Action(alert::Action),
+    /// Tries the way of the mails
+    #[command(subcommand)]
+    Mail(mail::Mail),
 }
 
 #[derive(Debug, Subcommand)]
@@ -112,6 +123,9 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
         Command::Rules(command) => Ok(rules::run(&command)?),
         Command::Silence(command) => silence::run(&source, command),
         Command::Hold(hold) => hold::run(&source, hold),
+        Command::Alert(command) => alert::alert(&source, &command),
+        Command::Action(command) => alert::action(&source, &command),
+        Command::Mail(command) => mail::run(&source, &command),
         Command::Reload => control::send(&source, crate::web::control::Command::Reload {}),
     }
 }

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::message::{Letter, Section, Story, Voice, line, more};
+use super::Message;
+use super::dedup::Thread;
+use super::message::{Head, Letter, Section, Story, Voice, line, more};
 use crate::model::{Alert, Outcome, Timestamp, duration};
 use crate::snapshot::Latest;
 use crate::store::{Record, Table};
@@ -15,6 +17,33 @@ pub const DIGEST_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// The most lines of each kind that a digest keeps; what is more is counted.
 const MAX_LINES: usize = 200;
+
+/// Makes a mail of a letter that is about no group.
+pub fn message(voice: &Voice, about: &str, id: &str, letter: Letter) -> Message {
+    let (state, headline) = (letter.state.to_lowercase(), letter.headline.clone());
+    let head = Head {
+        message_id: id.to_owned(),
+        thread: &Thread::default(),
+        subject: format!("{}Proctor: {state} ({})", voice.prefix, voice.site),
+        name: "",
+        severity: "",
+        group: about,
+        episode: "",
+        reason: about,
+        payload: serde_json::json!({
+            "version": "4", "groupKey": about, "truncatedAlerts": 0, "status": "firing", "receiver": "", "groupLabels": {},
+            "commonLabels": {}, "commonAnnotations": {"summary": headline}, "externalURL": voice.external_url, "alerts": [],
+        }),
+    };
+    letter.message(voice, head)
+}
+
+/// Writes the mail of `proctor mail test`.
+pub fn test(voice: &Voice) -> Letter {
+    let text = "Somebody ran `proctor mail test`. If you read this, mails of Proctor about this site reach you. Nothing is wrong, and nothing is to be done.";
+    let sections = vec![Section::prose("What this is", [text.to_owned()])];
+    Letter { state: "TEST".to_owned(), headline: format!("TEST: mails about {} reach you", voice.site), sections }
+}
 
 /// What would have been mailed and done since the last digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -89,6 +89,14 @@ pub enum Command {
     },
     /// List the holds.
     HoldList {},
+    /// List what is pending and firing.
+    AlertList {},
+    /// List the actions and what they did lately.
+    ActionList {},
+    /// Stop all actions.
+    ActionPause {},
+    /// Let actions run again.
+    ActionResume {},
 }
 
 /// What came of a command.
@@ -164,7 +172,11 @@ fn group_id(name: &str) -> Option<u32> {
 }
 
 async fn command(State(carry): State<Carry>, Extension(peer): Extension<Peer>, Json(command): Json<Command>) -> Response {
-    tracing::info!(uid = peer.uid, ?command, "asked over the control socket");
+    match &command {
+        // Every few seconds while a command runs.
+        Command::HoldRenew { .. } => tracing::debug!(uid = peer.uid, ?command, "asked over the control socket"),
+        _ => tracing::info!(uid = peer.uid, ?command, "asked over the control socket"),
+    }
     match tokio::time::timeout(COMMAND_WITHIN, carry(command, peer)).await {
         Ok(Ok(reply)) => Json(reply).into_response(),
         Ok(Err(why)) => (StatusCode::UNPROCESSABLE_ENTITY, Json(Reply::text(why))).into_response(),

@@ -9,6 +9,7 @@
 
 mod acceptance;
 mod architecture;
+mod commands;
 mod config;
 mod durability;
 mod exposition;

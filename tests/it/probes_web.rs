@@ -147,7 +147,10 @@ async fn a_redirect_is_never_followed() {
     let Some(nginx) = Nginx::start().await else { return };
     let result = ask(&site(&nginx, "/loop", "")).await;
     failed(&result, Reason::Mismatch, "found 302 Found to");
-    assert_eq!(nginx.access_log().lines().count(), 1, "{}", nginx.access_log());
+    // nginx writes its log after it has answered.
+    let log =
+        eventually("nginx has logged it", Duration::from_secs(5), || async { Some(nginx.access_log()).filter(|log| !log.is_empty()) });
+    assert_eq!(log.await.lines().count(), 1, "{}", nginx.access_log());
 }
 
 #[tokio::test]

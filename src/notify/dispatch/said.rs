@@ -7,8 +7,8 @@ use crate::model::{Alert, AlertState, Timestamp};
 use crate::mute::{Maintenance, Startup};
 use crate::notify::bulletin::{self, DIGEST_EVERY, Digest};
 use crate::notify::dedup::{Notified, Standing, Thread};
-use crate::notify::message::{self, Head, Letter};
-use crate::notify::{Message, Mode, Weight, route};
+use crate::notify::message::{self, Letter};
+use crate::notify::{Mode, Weight, route};
 use crate::snapshot::Latest;
 use crate::store::{Record, Table};
 
@@ -36,29 +36,10 @@ impl Dispatcher {
             letter.sections.insert(0, message::degraded(why));
         }
         let id = self.voice.message_id(&format!("{about}-{}", scene.now.0), 0, scene.now);
-        let message = self.bulletin_message(about, &id, &letter);
+        let message = bulletin::message(&self.voice, about, &id, letter.clone());
         let to = self.routes.last().map(|route| route.receivers.clone()).unwrap_or_default();
         self.queue(&to, &message, Weight::Firing, &letter.headline, plan, scene.now);
         id
-    }
-
-    fn bulletin_message(&self, about: &str, id: &str, letter: &Letter) -> Message {
-        let (state, site) = (letter.state.to_lowercase(), &self.voice.site);
-        let head = Head {
-            message_id: id.to_owned(),
-            thread: &Thread::default(),
-            subject: format!("{}Proctor: {state} ({site})", self.voice.prefix),
-            name: "",
-            severity: "",
-            group: about,
-            episode: "",
-            reason: about,
-            payload: serde_json::json!({
-                "version": "4", "groupKey": about, "truncatedAlerts": 0, "status": "firing", "receiver": "", "groupLabels": {},
-                "commonLabels": {}, "commonAnnotations": {"summary": letter.headline}, "externalURL": self.voice.external_url, "alerts": [],
-            }),
-        };
-        letter.clone().message(&self.voice, head)
     }
 
     /// What the state lost or set aside is mailed once.
@@ -135,7 +116,7 @@ impl Dispatcher {
         if now.since(digest.since) >= DIGEST_EVERY {
             let letter = digest.letter(now);
             let id = self.voice.message_id(&format!("digest-{}", now.0), 0, now);
-            let message = self.bulletin_message("digest", &id, &letter);
+            let message = bulletin::message(&self.voice, "digest", &id, letter);
             let to = self.routes.last().map(|route| route.receivers.clone()).unwrap_or_default();
             self.deliver(&to, &message, Weight::Reminder, plan, now);
             (digest, changed) = (Digest::new(now), true);
