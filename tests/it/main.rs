@@ -10,6 +10,7 @@
 mod acceptance;
 mod architecture;
 mod config;
+mod docs;
 mod durability;
 mod exposition;
 mod life;
