@@ -23,6 +23,7 @@ use crate::metrics::Metrics;
 use crate::model::{Labels, ProbeResult, Problem, Target, Timestamp};
 use crate::notify::dispatch::Mutes;
 use crate::notify::outbox::Outbox;
+use crate::probe::Shared;
 use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
 use crate::rules;
 use crate::rules::group::{self, Context, Nudge};
@@ -105,8 +106,16 @@ pub fn load(source: &Source) -> Result<Loaded, AppError> {
 /// [`AppError::Probe`].
 pub fn plan(config: &Config) -> Result<Vec<Scheduled>, AppError> {
     let mut all = Vec::new();
+    let mut shared = Shared::default();
+    let failed = |name: &str| {
+        let probe = name.to_owned();
+        move |why| AppError::Probe { probe, why }
+    };
     for (name, probe) in &config.probes.0 {
-        let planned = probe.plan().map_err(|why| AppError::Probe { probe: name.value.clone(), why })?;
+        probe.offer(name, &mut shared).map_err(failed(name))?;
+    }
+    for (name, probe) in &config.probes.0 {
+        let planned = probe.plan_shared(name, &shared).map_err(failed(name))?;
         let kind = probe.kinds().first().copied().unwrap_or("none");
         for one in planned {
             let target = Target {

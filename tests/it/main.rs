@@ -14,6 +14,7 @@ mod exposition;
 mod mail;
 mod pipeline;
 mod probes_data;
+mod probes_rabbitmq;
 mod probes_web;
 mod promql;
 mod remediate;

@@ -113,8 +113,8 @@ impl Link {
     /// Asks for a queue as it is, without making it.
     ///
     /// # Errors
-    /// [`AmqpError::Refused`]: 404 no such queue, 403 the user has no permission for it (any of configure, write and
-    /// read suffices), 405 it is another connection's exclusive queue.
+    /// [`AmqpError::Refused`]: 404 no such queue, 405 it is another connection's exclusive queue, 403 no permission
+    /// (RabbitMQ 3.10 asks for none here).
     pub async fn declare_passive(&self, queue: &str) -> Result<Declared, AmqpError> {
         let mut asking = self.0.asking.lock().await;
         let id = match asking.take() {
@@ -251,6 +251,11 @@ impl std::ops::Deref for Publisher {
 }
 
 impl Publisher {
+    /// Returns why its connection ended, if it did: begin again from [`super::Broker::canary`] then.
+    pub fn ended(&self) -> Option<AmqpError> {
+        self.open.line.ended()
+    }
+
     /// Publishes a message, not persistent, and waits until the broker has it: one at a time.
     ///
     /// # Errors

@@ -68,8 +68,8 @@ use tokio::time::Instant;
 
 use super::net::{Endpoint, NetError, Trust, chain};
 use super::secret;
-use crate::model::Reason;
 use crate::model::duration::print_measured;
+use crate::model::{Reason, Secret};
 use crate::tasks::Tasks;
 
 pub use driver::{CHANNELS, MAX_BODY, MAX_MESSAGES, MAX_QUEUED, QUESTIONS, RPC_LIMIT};
@@ -303,9 +303,12 @@ impl Broker {
 
 impl Settings {
     /// Reads the password.
-    fn password(&self) -> Result<crate::model::Secret, AmqpError> {
+    ///
+    /// # Errors
+    /// [`AmqpError::Secret`].
+    pub fn password(&self) -> Result<Secret, AmqpError> {
         match &self.password_file {
-            None => Ok(crate::model::Secret::new(self.username.clone())),
+            None => Ok(Secret::new(self.username.clone())),
             Some(path) => secret::read(path).map_err(|error| AmqpError::Secret(chain(&error))),
         }
     }

@@ -5,5 +5,6 @@ pub(crate) mod hostile;
 pub(crate) mod memcached;
 pub(crate) mod nginx;
 pub(crate) mod process;
+pub(crate) mod rabbitmq;
 pub(crate) mod smtp;
 pub(crate) mod tunnel;
