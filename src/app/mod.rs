@@ -100,13 +100,13 @@ pub fn load(source: &Source) -> Result<Loaded, AppError> {
     Ok(Loaded { config: Arc::new(config), rules, found })
 }
 
-/// Plans every target of a configuration; connects to nothing.
+/// Plans every target of a configuration; connects to nothing. The connections that probes will keep belong to `tasks`.
 ///
 /// # Errors
 /// [`AppError::Probe`].
-pub fn plan(config: &Config) -> Result<Vec<Scheduled>, AppError> {
+pub fn plan(config: &Config, tasks: &Tasks) -> Result<Vec<Scheduled>, AppError> {
     let mut all = Vec::new();
-    let mut shared = Shared::default();
+    let mut shared = Shared::new(tasks.clone());
     let failed = |name: &str| {
         let probe = name.to_owned();
         move |why| AppError::Probe { probe, why }
@@ -168,7 +168,9 @@ impl App {
     /// See [`AppError`]; nothing is left running then.
     pub async fn start(source: Source) -> Result<Arc<Self>, AppError> {
         let loaded = load(&source)?;
-        let scheduled = plan(&loaded.config)?;
+        let tasks = Tasks::new();
+        let scoped_tasks = tasks.child();
+        let scheduled = plan(&loaded.config, &scoped_tasks)?;
         let metrics = Arc::new(Metrics::new());
         metrics.start_time.set(tasks::wall_now().as_secs_f64());
         let store = Store::open(state_path(&loaded.config).as_deref(), metrics.clone())?;
@@ -177,8 +179,6 @@ impl App {
         let nudge = Nudge::default();
         let mutes = Arc::new(Mutex::new(telling::mutes(&loaded.config, &store)));
         let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
-        let tasks = Tasks::new();
-        let scoped_tasks = tasks.child();
         let scheduler = Scheduler::new(scheduled, sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone()), metrics.clone());
         let app = Arc::new(Self {
             source,
@@ -269,7 +269,8 @@ impl App {
     /// What is wrong with the new one; the old one stays in force.
     pub async fn reload(&self) -> Result<(), AppError> {
         let _alone = self.reloading.lock().await;
-        let made = load(&self.source).and_then(|loaded| Ok((plan(&loaded.config)?, loaded)));
+        let tasks = self.tasks.child();
+        let made = load(&self.source).and_then(|loaded| Ok((plan(&loaded.config, &tasks)?, loaded)));
         let (scheduled, loaded) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -291,7 +292,7 @@ impl App {
             for gone in scoped.scheduler.targets().iter().map(ToString::to_string).filter(|name| !kept.contains(name)) {
                 self.window.forget_owner(&gone, tasks::now());
             }
-            *scoped = Scoped { loaded, scheduler, tasks: self.tasks.child() };
+            *scoped = Scoped { loaded, scheduler, tasks };
         }
         self.start_scoped().await;
         self.metrics.config_reload_ok.set(1);

@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures_util::future::join_all;
 
@@ -12,15 +13,23 @@ use crate::metrics::Metrics;
 use crate::model::duration::print_measured;
 use crate::model::{ProbeResult, Sight};
 use crate::probe::scheduler;
+use crate::tasks::Tasks;
 
+/// How long connections that stand may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(1);
 /// The width that a line is folded to.
 const COLUMNS: usize = 80;
 
 pub(super) fn run(source: &Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let loaded = app::load(source)?;
-    let scheduled = app::plan(&loaded.config)?;
+    let tasks = Tasks::new();
+    let scheduled = app::plan(&loaded.config, &tasks)?;
     let metrics = Arc::new(Metrics::new());
-    let results = super::runtime()?.block_on(join_all(scheduled.iter().map(|one| scheduler::run(one, &metrics))));
+    let results = super::runtime()?.block_on(async {
+        let results = join_all(scheduled.iter().map(|one| scheduler::run(one, &metrics))).await;
+        tasks.stop(GOODBYE).await;
+        results
+    });
     let results: Vec<ProbeResult> = results.into_iter().flatten().collect();
     let mut out = std::io::stdout().lock();
     if let Some(found) = &loaded.found {

@@ -2,6 +2,7 @@
 
 use super::Exit;
 use crate::app::{self, AppError, Source};
+use crate::tasks::Tasks;
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command's answer")]
 pub(super) fn check(source: &Source) -> Exit {
@@ -9,7 +10,7 @@ pub(super) fn check(source: &Source) -> Exit {
         println!("There is no configuration: Proctor would watch what it finds on this host, by looking only.");
         return Exit::Well;
     };
-    let planned = app::load(source).and_then(|loaded| Ok((app::plan(&loaded.config)?, loaded)));
+    let planned = app::load(source).and_then(|loaded| Ok((app::plan(&loaded.config, &Tasks::new())?, loaded)));
     match planned {
         Ok((scheduled, _)) => {
             println!("{} is right: {} targets.", file.display(), scheduled.len());

@@ -17,6 +17,7 @@ use crate::client::amqp::Broker;
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
 use crate::model::decode::Spanned;
 use crate::model::{Failure, Family, Reason, Sample, Sight};
+use crate::tasks::Tasks;
 
 /// The most samples one run may give; what is more is dropped and counted.
 pub const MAX_SAMPLES: usize = 2_000;
@@ -72,9 +73,15 @@ impl Planned {
 #[derive(Default)]
 pub struct Shared {
     brokers: BTreeMap<String, Broker>,
+    tasks: Tasks,
 }
 
 impl Shared {
+    /// Begins with the stage that standing connections belong to: when it is stopped, they say goodbye.
+    pub fn new(tasks: Tasks) -> Self {
+        Self { tasks, ..Self::default() }
+    }
+
     /// Returns the broker of the `rabbitmq` probe of this name.
     ///
     /// # Errors
@@ -225,7 +232,7 @@ macro_rules! kinds {
             /// What cannot be built.
             pub fn offer(&self, name: &str, shared: &mut Shared) -> Result<(), String> {
                 if let Some(config) = &self.rabbitmq {
-                    shared.brokers.insert(name.to_owned(), rabbitmq::broker(config)?);
+                    shared.brokers.insert(name.to_owned(), rabbitmq::broker(config, shared.tasks.clone())?);
                 }
                 Ok(())
             }

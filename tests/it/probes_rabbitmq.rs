@@ -9,6 +9,7 @@ use proctor::model::decode::from_text;
 use proctor::model::{Failure, ProbeResult, Reason, Sight, Target};
 use proctor::probe::ProbeConfig;
 use proctor::probe::scheduler::{Scheduled, run};
+use proctor::tasks::Tasks;
 use tokio::time::Instant;
 
 use super::probes_web::black_hole;
@@ -88,6 +89,11 @@ async fn quiet(broker: &Broker) -> Result<proctor::client::amqp::Link, AmqpError
     broker.observer(&mut |_, _| {}).await
 }
 
+/// Whether the connection of the run before is just being dropped.
+fn hangs(result: &ProbeResult) -> bool {
+    result.outcome.as_ref().is_err_and(|failure| failure.detail.contains("the connection hangs and was dropped"))
+}
+
 const BRIEFLY: Duration = Duration::from_millis(1500);
 const LONG: Duration = Duration::from_secs(5);
 
@@ -118,7 +124,8 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
     let plugin = format!("prometheus: \"http://127.0.0.1:{prometheus}\"");
     let api = format!("management: \"http://127.0.0.1:{management}\"");
     let asked = Asked::new(&format!("{{{}, vhost: site, queues: [email, batch], {plugin}}}", login("proctor")), LONG);
-    let result = asked.run().await;
+    let counted = |result: &ProbeResult| labelled(result, "rabbitmq_detailed_queue_messages", "batch") == Some(3.0);
+    let result = asked.until("the plugin has counted the messages, every 5 s", 20, counted).await;
     assert!(result.is_success() && result.sight == Sight::Full, "{:?} {:?}", result.outcome, result.sight);
     for (name, label, wanted) in [
         ("rabbitmq_up", "", 1.0),
@@ -232,10 +239,11 @@ async fn a_blocked_frozen_killed_and_starting_broker_is_followed_without_a_resta
     }
 
     rabbitmq.process.signal("STOP");
-    let result = asked.run().await;
+    let result = asked.until("it is seen that it does not move", 5, |result| !result.is_success()).await;
     failed(&result, Reason::AnswerTimeout, "waiting for the answer about queue \"batch\"");
     assert_eq!(value(&result, "rabbitmq_up"), Some(0.0));
-    failed(&asked.run().await, Reason::AnswerTimeout, "waiting for connection.start: the broker is still starting, overloaded or frozen");
+    let result = asked.until("a new connection is tried", 5, |result| value(result, "rabbitmq_up") == Some(0.0) && !hangs(result)).await;
+    failed(&result, Reason::AnswerTimeout, "waiting for connection.start: the broker is still starting, overloaded or frozen");
     rabbitmq.process.signal("CONT");
     asked.until("it is seen that it moves again", 10, ProbeResult::is_success).await;
 
@@ -376,7 +384,7 @@ async fn what_listens_there_and_is_no_broker_has_its_reason_at_once() {
         (hole, Reason::ConnectTimeout, "no answer within 1s500ms: connecting to"),
         (hostile(Manner::Silent).await, Reason::AnswerTimeout, "waiting for connection.start: the broker is still starting"),
         (hostile(Manner::Drips(start(&[]))).await, Reason::AnswerTimeout, "waiting for connection.start"),
-        (hostile(Manner::Closes).await, Reason::Eof, "it is still starting, or what listens there is no RabbitMQ"),
+        (hostile(Manner::Says(Vec::new())).await, Reason::Eof, "it is still starting, or what listens there is no RabbitMQ"),
         (hostile(Manner::Resets).await, Reason::Reset, "reset"),
         (hostile(Manner::Says(b"HTTP/1.1 400 Bad Request\r\n\r\n".to_vec())).await, Reason::Protocol, "found \"HTTP/1.1 400"),
         (hostile(Manner::Says(b"AMQP\x00\x01\x00\x00".to_vec())).await, Reason::Protocol, "another AMQP than 0-9-1"),
@@ -417,7 +425,7 @@ async fn what_listens_there_and_is_no_broker_has_its_reason_at_once() {
 #[tokio::test]
 async fn a_broker_that_offers_frames_of_four_gigabytes_gets_ours_of_eight_kilobytes() {
     let (port, seen) = scripted(vec![start(&[]), tune(2047, u32::MAX, 60), open_ok()], Vec::new()).await;
-    let broker = Broker::new(settings(port, "/", "guest", None));
+    let broker = Broker::new(settings(port, "/", "guest", None), Tasks::new());
     quiet(&broker).await.expect("is open");
     let seen = seen.lock().unwrap().clone();
     let tuned = method(0, 10, 31, &[&64u16.to_be_bytes()[..], &8192u32.to_be_bytes(), &30u16.to_be_bytes()].concat());
@@ -434,11 +442,14 @@ async fn a_consumer_that_is_not_read_holds_a_bounded_amount() {
     let header = frame(2, 1, &[&60u16.to_be_bytes()[..], &[0; 2], &size.to_be_bytes(), &[0; 2]].concat());
     let message = [deliver, header, frame(3, 1, &vec![0; 8000])].concat();
     let (port, _) = scripted(vec![start(&[]), tune(0, 0, 0), open_ok(), opened, consuming], message).await;
-    let broker = Broker::new(settings(port, "/", "guest", None));
-    let channel = quiet(&broker).await.expect("is open").channel().await.expect("opens");
+    let tasks = Tasks::new();
+    let broker = Broker::new(settings(port, "/", "guest", None), tasks.clone());
+    let link = quiet(&broker).await.expect("is open");
+    let channel = link.channel().await.expect("opens");
     let mut consumer = channel.consume("q").await.expect("consumes");
     eventually("some are missed", Duration::from_secs(10), || async { (consumer.missed() > 5_000).then_some(()) }).await;
-    drop(broker);
+    tasks.stop(Duration::ZERO).await;
+    eventually("the connection has ended", Duration::from_secs(5), || async { link.ended() }).await;
     let mut held = 0;
     while consumer.next().await.is_ok() {
         held += 1;

@@ -7,10 +7,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
-use futures_util::FutureExt;
 use tokio::io::{AsyncWriteExt, WriteHalf};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::AmqpError;
 use super::handshake::Reading;
@@ -31,6 +31,8 @@ pub const QUESTIONS: usize = 64;
 /// No question waits longer, whatever its caller does.
 pub const RPC_LIMIT: Duration = Duration::from_secs(60);
 
+/// How long a goodbye may take.
+const FAREWELL: Duration = Duration::from_secs(1);
 /// The most bytes that wait to be written.
 const MAX_OUTGOING: usize = 4 << 20;
 
@@ -161,18 +163,6 @@ pub(super) struct Driver {
     heard: Instant,
 }
 
-impl Drop for Driver {
-    /// Says goodbye as far as the socket takes it at once, however this ends: a socket that is just closed is a warning
-    /// in the broker's log.
-    fn drop(&mut self) {
-        let goodbye = Arguments::of(wire::CLOSE).u16(200).short("").u16(0).u16(0).frame(0);
-        if !matches!(self.state.borrow().ended, Some(AmqpError::Eof { .. } | AmqpError::Closed { .. })) {
-            self.outgoing.extend_from_slice(&goodbye);
-        }
-        drop(self.writer.write_all(&self.outgoing).now_or_never());
-    }
-}
-
 impl Driver {
     /// Takes a connection that is open.
     pub(super) fn new(
@@ -198,8 +188,8 @@ impl Driver {
         (driver, commands, seen)
     }
 
-    /// Moves the connection until it ends.
-    pub(super) async fn drive(mut self) {
+    /// Moves the connection until it ends, everybody has let go of it, or Proctor stops.
+    pub(super) async fn drive(mut self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(self.beat / 2);
         let error = loop {
             let step = tokio::select! {
@@ -213,6 +203,7 @@ impl Driver {
                 },
                 _ = tick.tick() => self.beat(),
                 what = abandoned(&mut self.pending) => Err(AmqpError::Hung(what)),
+                () = stop.cancelled() => Err(AmqpError::Ended),
             };
             if let Err(error) = step {
                 break error;
@@ -225,6 +216,20 @@ impl Driver {
                 reply.fail(error.clone());
             }
         }
+        if matches!(error, AmqpError::Ended | AmqpError::Closed { .. }) {
+            // Late or refused, it is no loss: the socket is closed next.
+            drop(tokio::time::timeout(FAREWELL, self.goodbye(matches!(error, AmqpError::Ended))).await);
+        }
+    }
+
+    /// Says goodbye: a socket that is just closed is a warning in the broker's log.
+    async fn goodbye(&mut self, first: bool) -> Result<(), AmqpError> {
+        if first {
+            self.outgoing.extend_from_slice(&Arguments::of(wire::CLOSE).u16(200).short("").u16(0).u16(0).frame(0));
+        }
+        self.writer.write_all(&self.outgoing).await.map_err(NetError::Io)?;
+        while first && !matches!(self.reading.frame("connection.close").await?, Frame::Method(0, wire::CLOSE_OK, _)) {}
+        Ok(())
     }
 
     fn beat(&mut self) -> Result<(), AmqpError> {

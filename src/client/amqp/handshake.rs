@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::BytesMut;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
 use super::driver::{CHANNELS, Driver, unexpected};
@@ -83,7 +83,7 @@ pub(super) async fn connect(settings: &Settings, name: &str, told: Told<'_>) -> 
     let mut handshake = Handshake { phases, ..Handshake::default() };
     let write = |error| AmqpError::from(NetError::Io(error));
     writer.write_all(b"AMQP\0\0\x09\x01").await.map_err(write)?;
-    let Method::Start { properties, mechanisms } = reading.expect("connection.start", wire::START).await? else {
+    let Method::Start { properties, mechanisms } = reading.expect(&mut writer, "connection.start", wire::START).await? else {
         return Err(unexpected("no connection.start"));
     };
     handshake.start = begin.elapsed();
@@ -99,7 +99,7 @@ pub(super) async fn connect(settings: &Settings, name: &str, told: Told<'_>) -> 
     let login = [b"\0", settings.username.as_bytes(), b"\0", password.expose().as_bytes()].concat();
     let start_ok = Arguments::of((10, 11)).table(&client_properties(name)).short("PLAIN").long(&login).short("en_US");
     writer.write_all(&start_ok.frame(0)).await.map_err(write)?;
-    let Method::Tune { channel_max, frame_max, heartbeat } = reading.expect("connection.tune", wire::TUNE).await? else {
+    let Method::Tune { channel_max, frame_max, heartbeat } = reading.expect(&mut writer, "connection.tune", wire::TUNE).await? else {
         return Err(unexpected("no connection.tune"));
     };
     if frame_max != 0 && frame_max < FRAME_MAX {
@@ -117,7 +117,7 @@ pub(super) async fn connect(settings: &Settings, name: &str, told: Told<'_>) -> 
     let open = Arguments::of((10, 40)).short(&settings.vhost).short("").u8(0);
     waiting("connection.open-ok", "");
     writer.write_all(&[tune_ok.frame(0), open.frame(0)].concat()).await.map_err(write)?;
-    reading.expect("connection.open", wire::OPEN_OK).await?;
+    reading.expect(&mut writer, "connection.open", wire::OPEN_OK).await?;
     handshake.open = begin.elapsed();
     let (driver, commands, state) = Driver::new(reading, writer, channel_max, beat);
     Ok((Link::over(commands, state, handshake), driver))
@@ -136,10 +136,14 @@ fn client_properties(name: &str) -> wire::Table {
 
 impl Reading {
     /// Reads the next method of a handshake.
-    async fn expect(&mut self, during: &'static str, wanted: Id) -> Result<Method, AmqpError> {
+    async fn expect(&mut self, writer: &mut WriteHalf<Stream>, during: &'static str, wanted: Id) -> Result<Method, AmqpError> {
         for _ in 0..MAX_HANDSHAKE {
             match self.frame(during).await? {
-                Frame::Method(0, _, Method::Close { code, text }) => return Err(AmqpError::Closed { during, code, text }),
+                Frame::Method(0, _, Method::Close { code, text }) => {
+                    // Without it, the broker warns of a client that just went. It is no loss if it does not come through.
+                    drop(writer.write_all(&Arguments::of(wire::CLOSE_OK).frame(0)).await);
+                    return Err(AmqpError::Closed { during, code, text });
+                }
                 Frame::Method(0, id, method) if id == wanted => return Ok(method),
                 Frame::Heartbeat => {}
                 _ => break,

@@ -218,7 +218,8 @@ impl From<NetError> for AmqpError {
     }
 }
 
-/// One broker as one user sees it. Clones share its connections, which end with the last of them.
+/// One broker as one user sees it. Clones share its connections. They end, with a goodbye, when their stage is stopped,
+/// or with the last of the clones, links, channels and consumers.
 #[derive(Clone)]
 pub struct Broker(Arc<Shared>);
 
@@ -227,12 +228,6 @@ struct Shared {
     observer: Mutex<Slot>,
     canary: Mutex<Slot>,
     tasks: Tasks,
-}
-
-impl Drop for Shared {
-    fn drop(&mut self) {
-        self.tasks.token().cancel();
-    }
 }
 
 /// A place for one connection.
@@ -244,9 +239,9 @@ struct Slot {
 }
 
 impl Broker {
-    /// Takes the settings; connects to nothing yet.
-    pub fn new(settings: Settings) -> Self {
-        Self(Arc::new(Shared { settings, observer: Mutex::default(), canary: Mutex::default(), tasks: Tasks::new() }))
+    /// Takes the settings, and the stage that its connections belong to; connects to nothing yet.
+    pub fn new(settings: Settings, tasks: Tasks) -> Self {
+        Self(Arc::new(Shared { settings, observer: Mutex::default(), canary: Mutex::default(), tasks }))
     }
 
     /// Returns which broker, and as whom.
@@ -287,7 +282,7 @@ impl Broker {
         }
         match Box::pin(handshake::connect(settings, name, told)).await {
             Ok((link, driver)) => {
-                self.0.tasks.spawn_until_stopped(format!("{name} of {}", settings.endpoint), driver.drive());
+                self.0.tasks.spawn(format!("{name} of {}", settings.endpoint), driver.drive(self.0.tasks.token()));
                 *slot = Slot { link: Some(link.clone()), failures: 0, failed: None };
                 told(Reason::AnswerTimeout, format!("{}: waiting for an answer", settings.endpoint));
                 Ok(link)

@@ -25,6 +25,7 @@ use crate::client::amqp::{AmqpError, Broker, Handshake, Link, Properties, Publis
 use crate::client::http::Url;
 use crate::client::net::{Endpoint, NetError, Trust};
 use crate::model::{Failure, Family, Reason, Sight};
+use crate::tasks::Tasks;
 
 static UP: Family = Family::gauge("rabbitmq_up", "Whether RabbitMQ let Proctor in and answered over AMQP");
 static START: Family = Family::gauge(
@@ -79,18 +80,19 @@ crate::config_struct! {
 ///
 /// # Errors
 /// A port 0, a file of authorities that cannot be read.
-pub fn broker(config: &RabbitmqConfig) -> Result<Broker, String> {
+pub fn broker(config: &RabbitmqConfig, tasks: Tasks) -> Result<Broker, String> {
     if config.port == 0 {
         return Err("port: expected a port from 1 to 65535, found 0".to_owned());
     }
     let trust = trust(config.ca_file.as_ref())?;
-    Ok(Broker::new(Settings {
+    let settings = Settings {
         endpoint: Endpoint::Tcp { host: config.host.name().to_owned(), port: config.port },
         tls: config.tls.then_some(trust),
         vhost: config.vhost.clone(),
         username: config.username.clone(),
         password_file: config.password_file.clone(),
-    }))
+    };
+    Ok(Broker::new(settings, tasks))
 }
 
 /// Builds the one target.

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use proctor::client::amqp::{Broker, Settings};
 use proctor::client::net::Endpoint;
+use proctor::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -116,7 +117,7 @@ impl Rabbitmq {
     /// Returns a client of it.
     pub(crate) fn broker(&self, vhost: &str, user: &str) -> Broker {
         let password = self.password_file(user);
-        Broker::new(settings(self.port, vhost, user, Some(password)))
+        Broker::new(settings(self.port, vhost, user, Some(password)), Tasks::new())
     }
 
     /// Writes the password of [`Rabbitmq::user`] into a file; that of `guest` is `guest`.
