@@ -22,8 +22,11 @@ pub const MAX_FILES: usize = 200;
 pub const MAX_RULES: usize = 5000;
 
 /// The rules that Proctor brings with it.
-const BUILT_IN: &[(&str, &str)] =
-    &[("built-in/probes.yml", include_str!("../../alerts/probes.yml")), ("built-in/proctor.yml", include_str!("../../alerts/proctor.yml"))];
+const BUILT_IN: &[(&str, &str)] = &[
+    ("built-in/probes.yml", include_str!("../../alerts/probes.yml")),
+    ("built-in/proctor.yml", include_str!("../../alerts/proctor.yml")),
+    ("built-in/rabbitmq.yml", include_str!("../../alerts/rabbitmq.yml")),
+];
 
 /// What an alerting rule says besides its expression.
 #[derive(Clone, Debug, PartialEq)]
