@@ -278,3 +278,19 @@ kinds! {
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.
 pub type ProbeNow = Arc<dyn Fn(Vec<String>) -> BoxFuture<'static, Vec<crate::model::ProbeResult>> + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::decode::from_text;
+
+    #[test]
+    fn a_broker_is_shared_under_the_name_of_its_probe() {
+        let mut shared = Shared::default();
+        let config: ProbeConfig = from_text("f", "rabbitmq: {port: 5673}").expect("is right");
+        config.offer("rabbit", &mut shared).expect("is built");
+        assert_eq!(shared.broker("rabbit").map(|broker| broker.settings().endpoint.to_string()), Ok("127.0.0.1:5673".to_owned()));
+        let why = shared.broker("rabbits").err().expect("there is none");
+        assert_eq!(why, "expected the name of a rabbitmq probe, found \"rabbits\"; known: rabbit");
+    }
+}

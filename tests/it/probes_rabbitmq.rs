@@ -114,7 +114,8 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
 
     // A consumer and three messages, by the client that celery will use.
     let guest = rabbitmq.broker("site", "guest");
-    let channel = quiet(&guest).await.expect("is let in").channel().await.expect("opens");
+    let standing = quiet(&guest).await.expect("is let in");
+    let channel = standing.channel().await.expect("opens");
     let _consumer = channel.consume("email").await.expect("consumes");
     let mut publisher = guest.canary(&mut |_, _| {}).await.expect("is let in").publisher().await.expect("publishes");
     for _ in 0..3 {
@@ -190,6 +191,14 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
     partial(&result, "Connection refused", "rabbitmq-plugins enable rabbitmq_prometheus");
     assert_eq!(labelled(&result, "rabbitmq_source_up", "prometheus"), Some(0.0));
 
+    // A source that hangs costs its own time, and the next one is asked.
+    let hung = hostile(Manner::Silent).await;
+    let both = format!("prometheus: \"http://127.0.0.1:{hung}\", {api}");
+    let result = ask(&format!("{{{}, vhost: site, {both}}}", login("proctor")), LONG).await;
+    partial(&result, "no answer within 1s500ms", "rabbitmq-plugins enable rabbitmq_prometheus");
+    assert_eq!(labelled(&result, "rabbitmq_source_up", "management"), Some(1.0));
+    assert_eq!(value(&result, "rabbitmq_alarms_memory_used_watermark"), Some(0.0));
+
     // Each way of not being let in has its reason.
     let result = ask(&format!("{{{}, vhost: site, queues: [batch, gone]}}", login("proctor")), LONG).await;
     failed(&result, Reason::Missing, "vhost \"site\" has no queue \"gone\"");
@@ -197,14 +206,27 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
     let wrong = rabbitmq.password_file("somebody-else");
     let result = ask(&format!("{{port: {port}, vhost: site, username: proctor, password_file: {}}}", wrong.display()), LONG).await;
     failed(&result, Reason::Auth, "expected the broker to take user \"proctor\"");
-    assert_eq!(value(&result, "rabbitmq_up"), Some(0.0));
+    assert!(!format!("{result:?}").contains("pw-somebody"), "no password is said");
     failed(&ask(&format!("{{{}, vhost: none}}", login("proctor")), LONG).await, Reason::Missing, "expected the vhost \"none\"");
     failed(&ask(&format!("{{{}, vhost: site}}", login("stranger")), LONG).await, Reason::Forbidden, "set_permissions -p site stranger");
+    rabbitmq.ctl(&["add_vhost", "down"]);
+    rabbitmq.ctl(&["set_permissions", "-p", "down", "guest", "", "", ""]);
+    rabbitmq.ctl(&["eval", "rabbit_vhost_sup_sup:stop_and_delete_vhost(<<\"down\">>)."]);
+    failed(&ask(&format!("{{{}, vhost: down}}", login("guest")), LONG).await, Reason::Starting, "vhost 'down' is down");
     rabbitmq.ctl(&["set_user_limits", "stranger", "{\"max-connections\": 0}"]);
     failed(&ask(&format!("{{{}, vhost: /}}", login("stranger")), LONG).await, Reason::Saturated, "limit");
 
+    // Over TLS, to whom it trusts.
+    let tls = format!("{{host: localhost, port: {}, vhost: site, username: guest, tls: true", rabbitmq.tls);
+    let result = ask(&format!("{tls}, ca_file: {}}}", rabbitmq.authority.display()), LONG).await;
+    assert!(result.is_success(), "{:?}", result.outcome);
+    failed(&ask(&format!("{tls}}}"), LONG).await, Reason::Certificate, "the certificate that localhost serves is not valid");
+
+    // What was opened first still stands, over many heartbeats of 2 s.
+    assert!(standing.ended().is_none());
+
     // It says goodbye: an end without it is a warning in the broker's log.
-    drop((asked, only_api, channel, publisher, guest, _consumer));
+    drop((asked, only_api, channel, standing, publisher, guest, _consumer));
     eventually("the connections are closed", Duration::from_secs(10), || async {
         rabbitmq.ctl(&["list_connections", "pid", "-q", "--no-table-headers"]).trim().is_empty().then_some(())
     })
@@ -260,7 +282,9 @@ async fn a_blocked_frozen_killed_and_starting_broker_is_followed_without_a_resta
         match asked.run().await.outcome {
             Ok(()) => break,
             Err(failure) => {
-                seen.insert(failure.reason);
+                if seen.insert(failure.reason) {
+                    eprintln!("while it starts: {failure}");
+                }
                 let starting = [Reason::Refused, Reason::AnswerTimeout, Reason::Eof, Reason::Starting, Reason::Reset];
                 assert!(starting.contains(&failure.reason), "{failure:?}");
             }
@@ -430,6 +454,28 @@ async fn a_broker_that_offers_frames_of_four_gigabytes_gets_ours_of_eight_kiloby
     let seen = seen.lock().unwrap().clone();
     let tuned = method(0, 10, 31, &[&64u16.to_be_bytes()[..], &8192u32.to_be_bytes(), &30u16.to_be_bytes()].concat());
     assert!(seen.windows(tuned.len()).any(|bytes| bytes == tuned), "tune-ok in {}", seen.escape_ascii());
+}
+
+#[test]
+fn what_cannot_be_used_is_said_before_anything_is_asked() {
+    for (yaml, words) in [
+        ("{password_file: /nonexistent/password}", "password_file: cannot read /nonexistent/password"),
+        ("{ca_file: /nonexistent/ca.pem}", "ca_file: cannot read /nonexistent/ca.pem"),
+        ("{port: 0}", "port: expected a port from 1 to 65535, found 0"),
+    ] {
+        let config: ProbeConfig = from_text("proctor.yml", &format!("rabbitmq: {yaml}")).expect("decodes");
+        let why = config.plan().err().expect(yaml);
+        assert!(why.contains(words), "{why}");
+    }
+}
+
+#[tokio::test]
+async fn a_connection_without_heartbeats_is_dead() {
+    let (port, _) = scripted(vec![start(&[]), tune(0, 0, 1), open_ok()], Vec::new()).await;
+    let broker = Broker::new(settings(port, "/", "guest", None), Tasks::new());
+    let link = quiet(&broker).await.expect("is open");
+    let why = eventually("silence is noticed", Duration::from_secs(5), || async { link.ended() }).await;
+    assert!(matches!(why, AmqpError::Silent), "{why:?}");
 }
 
 #[tokio::test]

@@ -73,7 +73,7 @@ pub struct Message {
     pub key: String,
     /// Its properties.
     pub properties: Properties,
-    /// Its body, at most [`MAX_BODY`] bytes.
+    /// Its body, at most [`super::MAX_BODY`] bytes.
     pub body: Vec<u8>,
 }
 

@@ -18,7 +18,8 @@
 //! that the scheduler can say it. No call waits longer than [`RPC_LIMIT`].
 //!
 //! **Asking costs nothing**: nothing is opened per run. [`Link::declare_passive`] uses one channel, opened anew after a
-//! 404 or 403 (which close it, and only it). A [`Channel`] and its [`Consumer`]s are closed when dropped.
+//! 404 or 403 (which close it, and only it). A [`Channel`] is closed when it and all its [`Consumer`]s are
+//! dropped.
 //!
 //! **Queues of our own** ([`Channel::own_queue`]) are exclusive, named by the broker, and go with the connection: after
 //! [`AmqpError`] of any kind from a [`Consumer`], begin again from [`Broker::observer`].
@@ -173,7 +174,8 @@ impl AmqpError {
     /// Returns the reason of the closed set.
     pub fn reason(&self) -> Reason {
         match self {
-            Self::Secret(_) | Self::Ended => Reason::Internal,
+            Self::Secret(_) => Reason::Auth,
+            Self::Ended => Reason::Internal,
             Self::Net(error) => error.reason(),
             Self::Protocol(_) => Reason::Protocol,
             // The texts are RabbitMQ's (rabbit_reader.erl, rabbit_access_control.erl); the codes alone do not tell.

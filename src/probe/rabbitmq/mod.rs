@@ -79,7 +79,7 @@ crate::config_struct! {
 /// Builds the broker, which all probes of it share; connects to nothing.
 ///
 /// # Errors
-/// A port 0, a file of authorities that cannot be read.
+/// A port 0, a password or a file of authorities that cannot be read.
 pub fn broker(config: &RabbitmqConfig, tasks: Tasks) -> Result<Broker, String> {
     if config.port == 0 {
         return Err("port: expected a port from 1 to 65535, found 0".to_owned());
@@ -92,6 +92,7 @@ pub fn broker(config: &RabbitmqConfig, tasks: Tasks) -> Result<Broker, String> {
         username: config.username.clone(),
         password_file: config.password_file.clone(),
     };
+    settings.password().map_err(|error| format!("password_file: {error}"))?;
     Ok(Broker::new(settings, tasks))
 }
 
@@ -167,7 +168,8 @@ impl Rabbitmq {
         rec.set_with(&SOURCE, &[("source", "amqp")], 1.0);
         let vhost = &self.config.vhost;
         if let Some(url) = &self.config.prometheus {
-            let outcome = sources::prometheus(rec, url, &self.trust, vhost, &self.config.queues).await;
+            let source = async |rec: &mut Recorder| sources::prometheus(rec, url, &self.trust, vhost, &self.config.queues).await;
+            let outcome = sources::within(rec, url, source).await;
             answered |= u8::from(outcome.is_ok()) << 1;
             rec.set_with(&SOURCE, &[("source", "prometheus")], f64::from(u8::from(outcome.is_ok())));
             if let Err(why) = outcome {
@@ -175,7 +177,9 @@ impl Rabbitmq {
             }
         }
         if let Some(url) = self.config.management.as_ref().filter(|_| answered & 2 == 0) {
-            let outcome = sources::management(rec, url, &self.trust, self.broker.settings(), &self.config.queues).await;
+            let source =
+                async |rec: &mut Recorder| sources::management(rec, url, &self.trust, self.broker.settings(), &self.config.queues).await;
+            let outcome = sources::within(rec, url, source).await;
             answered |= u8::from(outcome.is_ok()) << 2;
             rec.set_with(&SOURCE, &[("source", "management")], f64::from(u8::from(outcome.is_ok())));
             if let Err(why) = outcome {
@@ -299,7 +303,7 @@ impl Rabbitmq {
             (AmqpError::Net(net), _) if matches!(**net, NetError::Resolve { .. } | NetError::Connect { .. }) => {
                 return Failure::new(error.reason(), error.to_string());
             }
-            (_, Reason::Auth) => format!(": expected the broker to take user {username:?} with its password"),
+            (AmqpError::Closed { .. }, Reason::Auth) => format!(": expected the broker to take user {username:?} with its password"),
             (_, Reason::Missing) => format!(": expected the vhost {vhost:?}"),
             (_, Reason::Forbidden) => format!(": run rabbitmqctl set_permissions -p {vhost} {username} '^$' '^amq\\.default$' '^$'"),
             (AmqpError::Eof { during: "connection.start" }, _) => ": it is still starting, or what listens there is no RabbitMQ".to_owned(),

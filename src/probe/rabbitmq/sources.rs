@@ -10,11 +10,11 @@ use super::super::Recorder;
 use crate::client::amqp::Settings;
 use crate::client::http::{self, Request, Seen, Url};
 use crate::client::net::{Trust, chain};
-use crate::model::Family;
 use crate::model::duration::print;
+use crate::model::{Family, Reason};
 
-/// How long one request may take: what it gives is not worth the run.
-const LIMIT: Duration = Duration::from_secs(2);
+/// How long one source may take: what it gives is not worth the run. Both together leave room in the usual 5 s.
+const LIMIT: Duration = Duration::from_millis(1500);
 
 /// The most bytes of one answer: `/metrics` gives about 90 KiB, a thousand queues about 1 MiB.
 const MAX_ANSWER: usize = 8 << 20;
@@ -135,13 +135,17 @@ fn record_queue(rec: &mut Recorder, name: &str, vhost: &str, queue: &str, value:
 
 async fn get(request: &Request, trust: &Trust) -> Result<Vec<u8>, String> {
     let url = &request.url;
-    let mut seen = Seen::default();
-    match timeout(LIMIT, http::send(request, trust, MAX_ANSWER, &mut seen)).await {
-        Ok(Ok(answer)) if answer.status == 200 => Ok(answer.body),
-        Ok(Ok(answer)) => Err(format!("{url}: expected 200, found {}", answer.status)),
-        Ok(Err(error)) => Err(format!("{url}: {}", chain(&error))),
-        Err(_) => Err(format!("{url}: no answer within {}", print(LIMIT))),
+    match http::send(request, trust, MAX_ANSWER, &mut Seen::default()).await {
+        Ok(answer) if answer.status == 200 => Ok(answer.body),
+        Ok(answer) => Err(format!("{url}: expected 200, found {}", answer.status)),
+        Err(error) => Err(format!("{url}: {}", chain(&error))),
     }
+}
+
+/// Waits for a source, but not longer than it is worth.
+pub(super) async fn within(rec: &mut Recorder, url: &Url, source: impl AsyncFnOnce(&mut Recorder) -> Result<(), String>) -> Result<(), String> {
+    rec.waiting(Reason::AnswerTimeout, format!("AMQP is well, waiting for {url}"));
+    timeout(LIMIT, source(rec)).await.unwrap_or_else(|_| Err(format!("{url}: no answer within {}", print(LIMIT))))
 }
 
 /// Writes a text as one part of a path or query.

@@ -10,6 +10,7 @@ use proctor::tasks::Tasks;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
+use super::nginx::Authority;
 use super::process::{Process, eventually, free_port, program};
 
 /// Where Debian's package keeps the programs: those in PATH change to the user rabbitmq and its folders.
@@ -21,6 +22,10 @@ pub(crate) struct Rabbitmq {
     pub(crate) process: Process,
     /// Its port for AMQP.
     pub(crate) port: u16,
+    /// Its port for AMQP over TLS.
+    pub(crate) tls: u16,
+    /// Who signed the certificate of `localhost` that it serves there, as a PEM file.
+    pub(crate) authority: std::path::PathBuf,
     /// The port of the plugin `rabbitmq_prometheus`, where it was asked for.
     pub(crate) prometheus: u16,
     /// The port of the management API, where it was asked for.
@@ -36,20 +41,33 @@ impl Rabbitmq {
     pub(crate) async fn start(plugins: bool) -> Option<Self> {
         program("rabbitmqctl")?;
         let folder = tempfile::tempdir().expect("a folder can be made");
-        let [port, prometheus, management, epmd_port, distribution] = [(); 5].map(|()| free_port());
+        let [port, tls, prometheus, management, epmd_port, distribution] = [(); 6].map(|()| free_port());
+        let signer = Authority::new();
+        let (certificate, key) = signer.issue(&["localhost"], 2100);
+        let write = |name: &str, text: &str| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("is written");
+            path
+        };
+        let authority = write("authority.pem", &signer.pem);
+        let (certificate, key) = (write("certificate.pem", &certificate), write("key.pem", &key));
         let conf = format!(
             "listeners.tcp.default = 127.0.0.1:{port}\nprometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {prometheus}\n\
-             management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\nlog.file.level = info\n"
+             management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\nlog.file.level = info\n\
+             listeners.ssl.default = 127.0.0.1:{tls}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
+             ssl_options.keyfile = {}\nheartbeat = 2\n",
+            authority.display(),
+            certificate.display(),
+            key.display(),
         );
-        std::fs::write(folder.path().join("rabbitmq.conf"), conf).expect("is written");
-        let enabled = if plugins { "[rabbitmq_management,rabbitmq_prometheus]." } else { "[]." };
-        std::fs::write(folder.path().join("enabled_plugins"), enabled).expect("is written");
+        write("rabbitmq.conf", &conf);
+        write("enabled_plugins", if plugins { "[rabbitmq_management,rabbitmq_prometheus]." } else { "[]." });
         // In front, so that it ends with the test; else the node would start one that stays.
         let mut command = Command::new("epmd");
         command.args(["-port", &epmd_port.to_string(), "-address", "127.0.0.1"]);
         let epmd = Process::start(&mut command, &folder.path().join("epmd.log"));
         let process = Self::launch(folder.path(), port, epmd_port, distribution);
-        let mut rabbitmq = Self { process, port, prometheus, management, epmd, epmd_port, distribution, folder };
+        let mut rabbitmq = Self { process, port, tls, authority, prometheus, management, epmd, epmd_port, distribution, folder };
         rabbitmq.ready().await;
         Some(rabbitmq)
     }
