@@ -16,7 +16,7 @@ use crate::probe::scheduler;
 use crate::tasks::Tasks;
 
 /// How long connections that stand may take to say goodbye.
-const GOODBYE: Duration = Duration::from_secs(1);
+const GOODBYE: Duration = Duration::from_secs(2);
 /// The width that a line is folded to.
 const COLUMNS: usize = 80;
 

@@ -274,6 +274,8 @@ async fn a_blocked_frozen_killed_and_starting_broker_is_followed_without_a_resta
         !result.is_success() && result.outcome.as_ref().is_err_and(|failure| failure.reason == Reason::Refused)
     });
     failed(&result.await, Reason::Refused, "cannot connect to 127.0.0.1:");
+    let late = Asked::new(&format!("{{port: {}, queues: [batch]}}", rabbitmq.port), BRIEFLY);
+    failed(&late.run().await, Reason::Refused, "cannot connect to 127.0.0.1:");
     rabbitmq.relaunch();
     // While it starts, the port is closed, or open and silent, or the vhost is not there yet.
     let mut seen = std::collections::BTreeSet::new();
@@ -293,8 +295,11 @@ async fn a_blocked_frozen_killed_and_starting_broker_is_followed_without_a_resta
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(seen.contains(&Reason::Refused), "{seen:?}");
+    late.until("who never saw it before sees it", 10, ProbeResult::is_success).await;
     rabbitmq.kill();
-    asked.until("it is seen that it died again", 10, |result| !result.is_success()).await;
+    for each in [&asked, &late] {
+        each.until("it is seen that it died again", 10, |result| !result.is_success()).await;
+    }
 }
 
 #[tokio::test]
@@ -314,6 +319,34 @@ async fn the_client_asks_consumes_and_publishes_as_celery_and_markup_need_it() {
     let again = broker.observer(said).await.expect("is there");
     assert_eq!(again.handshake().open, link.handshake().open, "one connection for all");
     assert_eq!(link.handshake().version, "3.10.8");
+
+    // With any part of it less, something is refused.
+    declare("celery.pidbox", "fanout", false);
+    let all = [r"^amq\.gen-.*$", write, r"^(amq\.gen-.*|celeryev)$"];
+    for (part, less, refused) in [
+        (0, "^$", "own_queue"),
+        (1, r"^(amq\.default|celery\.pidbox)$", "bind"),
+        (1, r"^(amq\.default|amq\.gen-.*)$", "publish"),
+        (2, r"^amq\.gen-.*$", "bind"),
+        (2, "^celeryev$", "consume"),
+    ] {
+        let mut permissions = all;
+        permissions[part] = less;
+        let user = ["set_permissions", "-p", "/", "celery-probe", permissions[0], permissions[1], permissions[2]];
+        rabbitmq.ctl(&user);
+        let broker = rabbitmq.broker("/", "celery-probe");
+        let needs = async {
+            let channel = quiet(&broker).await?.channel().await?;
+            let queue = channel.own_queue(&[]).await.inspect_err(|_| assert_eq!(refused, "own_queue"))?;
+            channel.bind(&queue, "celeryev", "#").await.inspect_err(|_| assert_eq!(refused, "bind"))?;
+            channel.consume(&queue).await.inspect_err(|_| assert_eq!(refused, "consume"))?;
+            let mut publisher = broker.canary(&mut |_, _| {}).await?.publisher().await?;
+            publisher.publish("celery.pidbox", "", &Properties::default(), b"").await
+        };
+        assert_eq!(needs.await.expect_err(less).code(), Some(403), "{less} does not suffice to {refused}");
+    }
+    rabbitmq.ctl(&["set_permissions", "-p", "/", "celery-probe", all[0], all[1], all[2]]);
+    rabbitmq.ctl(&["eval", "rabbit_exchange:delete({resource, <<\"/\">>, exchange, <<\"celery.pidbox\">>}, false, <<\"test\">>)."]);
 
     // A queue of our own, bound to the events.
     let channel = link.channel().await.expect("opens");

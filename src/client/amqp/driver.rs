@@ -32,7 +32,7 @@ pub const QUESTIONS: usize = 64;
 pub const RPC_LIMIT: Duration = Duration::from_secs(60);
 
 /// How long a goodbye may take.
-const FAREWELL: Duration = Duration::from_secs(1);
+const FAREWELL: Duration = Duration::from_secs(2);
 /// The most bytes that wait to be written.
 const MAX_OUTGOING: usize = 4 << 20;
 
@@ -225,9 +225,16 @@ impl Driver {
     /// Says goodbye: a socket that is just closed is a warning in the broker's log.
     async fn goodbye(&mut self, first: bool) -> Result<(), AmqpError> {
         if first {
+            // A broker that is told to close while it still closes a channel may wait seconds for that channel.
+            self.writer.write_all_buf(&mut self.outgoing).await.map_err(NetError::Io)?;
+            while self.channels.values().any(|lane| lane.closing) {
+                let frame = self.reading.frame("channel.close").await?;
+                self.accept(frame)?;
+            }
             self.outgoing.extend_from_slice(&Arguments::of(wire::CLOSE).u16(200).short("").u16(0).u16(0).frame(0));
         }
-        self.writer.write_all(&self.outgoing).await.map_err(NetError::Io)?;
+        self.writer.write_all_buf(&mut self.outgoing).await.map_err(NetError::Io)?;
+        self.writer.flush().await.map_err(NetError::Io)?;
         while first && !matches!(self.reading.frame("connection.close").await?, Frame::Method(0, wire::CLOSE_OK, _)) {}
         Ok(())
     }
