@@ -17,6 +17,8 @@ use super::support::hostile::{Manner, hostile};
 use super::support::process::{eventually, free_port};
 use super::support::rabbitmq::{Rabbitmq, frame, method, open_ok, scripted, settings, start, tune};
 
+// The tests with a RabbitMQ have threads of their own for the connections: `ctl` blocks, and heartbeats must go on.
+
 /// A probe that keeps its connections from run to run.
 struct Asked(Scheduled, Metrics);
 
@@ -97,7 +99,7 @@ fn hangs(result: &ProbeResult) -> bool {
 const BRIEFLY: Duration = Duration::from_millis(1500);
 const LONG: Duration = Duration::from_secs(5);
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
     let Some(rabbitmq) = Rabbitmq::start(true).await else { return };
     let (port, prometheus, management) = (rabbitmq.port, rabbitmq.prometheus, rabbitmq.management);
@@ -235,7 +237,7 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
     assert!(log.contains("proctor observer") && !log.contains("client unexpectedly closed"), "{log}");
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blocked_frozen_killed_and_starting_broker_is_followed_without_a_restart() {
     let Some(mut rabbitmq) = Rabbitmq::start(false).await else { return };
     rabbitmq.queue("/", "batch");
@@ -302,7 +304,7 @@ async fn a_blocked_frozen_killed_and_starting_broker_is_followed_without_a_resta
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_client_asks_consumes_and_publishes_as_celery_and_markup_need_it() {
     let Some(rabbitmq) = Rabbitmq::start(false).await else { return };
     let said: &mut (dyn FnMut(Reason, String) + Send) = &mut |_, _| {};
