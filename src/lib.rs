@@ -43,7 +43,7 @@
 //! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret: plain types, no I/O, no clock |
 //! | `src/metrics.rs` | every `proctor_*` metric: name, help, labels; the only place that registers one |
 //! | `src/tasks.rs` | the clock, named supervised tasks and whether their loops come round, the staged stop |
-//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
+//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, amqp, docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
 //! | `src/alerts.rs` | the table of what is active now, with a change signal |
@@ -96,6 +96,8 @@
 //!   scalar stays the text that was written. Decoding is `model::decode`, which notes every mistake and goes on.
 //! - The grammar of PromQL is ours, in `promql::{lex, parse}`, and not the crate promql-parser's: it gives every mistake
 //!   its place, bounds the stack, and does not panic on `up offset inf`. The crate is the tests' oracle.
+//! - AMQP is spoken by `client::amqp` and not lapin: one frame of 7.5 KiB with nested tables, which anybody who may publish
+//!   can send, overflows the stack of lapin 4.12.3 and aborts the process; its reader queues without a bound.
 //! - docker is asked through `client::http` and not bollard: four requests, bounded replies, and no environment of a
 //!   container is ever decoded.
 //! - HTTP out is hyper over `client::net`, for probes and webhooks alike, and not reqwest: probes need the phases, unix

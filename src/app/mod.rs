@@ -29,6 +29,7 @@ use crate::model::{Labels, ProbeResult, Problem, Target, Timestamp};
 use crate::mute::depends::Depends;
 use crate::notify::dispatch::{Board, Mutes};
 use crate::notify::outbox::Outbox;
+use crate::probe::Shared;
 use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
 use crate::remediate::{self, Runner, Tools};
 use crate::rules;
@@ -116,14 +117,22 @@ pub fn load(source: &Source) -> Result<Loaded, AppError> {
     Ok(Loaded { config: Arc::new(config), rules, found })
 }
 
-/// Plans every target of a configuration; connects to nothing.
+/// Plans every target of a configuration; connects to nothing. The connections that probes will keep belong to `tasks`.
 ///
 /// # Errors
 /// [`AppError::Probe`].
-pub fn plan(config: &Config) -> Result<Vec<Scheduled>, AppError> {
+pub fn plan(config: &Config, tasks: &Tasks) -> Result<Vec<Scheduled>, AppError> {
     let mut all = Vec::new();
+    let mut shared = Shared::new(tasks.clone());
+    let failed = |name: &str| {
+        let probe = name.to_owned();
+        move |why| AppError::Probe { probe, why }
+    };
     for (name, probe) in &config.probes.0 {
-        let planned = probe.plan().map_err(|why| AppError::Probe { probe: name.value.clone(), why })?;
+        probe.offer(name, &mut shared).map_err(failed(name))?;
+    }
+    for (name, probe) in &config.probes.0 {
+        let planned = probe.plan_shared(name, &shared).map_err(failed(name))?;
         let kind = probe.kinds().first().copied().unwrap_or("none");
         for one in planned {
             let target = Target {
@@ -203,7 +212,9 @@ impl App {
     /// See [`AppError`]; nothing is left running then.
     pub async fn start(source: Source) -> Result<Arc<Self>, AppError> {
         let loaded = load(&source)?;
-        let scheduled = plan(&loaded.config)?;
+        let tasks = Tasks::new();
+        let scoped_tasks = tasks.child();
+        let scheduled = plan(&loaded.config, &scoped_tasks)?;
         let tools = Tools::of_this_host(None);
         let actions = plan_actions(&loaded.config, &tools)?;
         let metrics = Arc::new(Metrics::new());
@@ -214,10 +225,9 @@ impl App {
         let nudge = Nudge::default();
         let mutes = Arc::new(Mutex::new(telling::mutes(&loaded.config, &store)));
         let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
-        let tasks = Tasks::new();
         let starting = booting::watch(&loaded.config.startup, &tasks);
         let sink = sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone());
-        let scoped = Arc::new(Mutex::new(Scoped::new(loaded, scheduled, sink, &metrics, tasks.child())));
+        let scoped = Arc::new(Mutex::new(Scoped::new(loaded, scheduled, sink, &metrics, scoped_tasks)));
         let alerts = AlertTable::default();
         let wiring = remediate::Wiring {
             alerts: alerts.clone(),
@@ -329,7 +339,9 @@ impl App {
     /// What is wrong with the new one; the old one stays in force.
     pub async fn reload(&self) -> Result<(), AppError> {
         let _alone = self.reloading.lock().await;
-        let made = load(&self.source).and_then(|loaded| Ok((plan(&loaded.config)?, plan_actions(&loaded.config, &self.tools)?, loaded)));
+        let tasks = self.tasks.child();
+        let made =
+            load(&self.source).and_then(|loaded| Ok((plan(&loaded.config, &tasks)?, plan_actions(&loaded.config, &self.tools)?, loaded)));
         let (scheduled, actions, loaded) = match made {
             Ok(made) => made,
             Err(error) => {
@@ -342,7 +354,7 @@ impl App {
         let old = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
         old.stop(STOP_WITHIN).await;
         let sink = sink(&self.snapshot, &self.window, &self.nudge, loaded.config.site.labels.clone());
-        let fresh = Scoped::new(loaded, scheduled, sink, &self.metrics, self.tasks.child());
+        let fresh = Scoped::new(loaded, scheduled, sink, &self.metrics, tasks);
         {
             let mut scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
             let kept: Vec<String> = fresh.scheduler.targets().iter().map(ToString::to_string).collect();

@@ -6,6 +6,7 @@ mod table;
 use std::error::Error;
 use std::io::Write;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use futures_util::StreamExt;
@@ -18,10 +19,12 @@ use crate::metrics::Metrics;
 use crate::model::decode::unknown;
 use crate::model::{ProbeResult, Sight, Target, Timestamp};
 use crate::probe::scheduler::{self, Scheduled};
-use crate::tasks;
+use crate::tasks::{self, Tasks};
 
 /// The most targets that are asked at the same time: each costs a file descriptor, and the host is the site's.
 const MAX_AT_ONCE: usize = 64;
+/// How long connections that stand may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Args)]
 pub(super) struct Check {
@@ -198,11 +201,16 @@ fn ask(source: &Source, only: &[String]) -> Result<Report, Box<dyn Error + Send 
     if let Some(wrong) = only.iter().find(|name| !names.contains(&name.as_str())) {
         return Err(format!("--only: {}", unknown("probe", wrong, &names)).into());
     }
-    let mut scheduled = app::plan(&loaded.config)?;
+    let tasks = Tasks::new();
+    let mut scheduled = app::plan(&loaded.config, &tasks)?;
     scheduled.retain(|one| only.is_empty() || only.iter().any(|name| **name == *one.target.probe));
     let metrics = Arc::new(Metrics::new());
     let at = tasks::wall_now();
-    let targets = super::block_on(ask_all(&scheduled, &metrics))?;
+    let targets = super::block_on(async {
+        let rows = ask_all(&scheduled, &metrics).await;
+        tasks.stop(GOODBYE).await;
+        rows
+    })?;
     let count = |state| targets.iter().filter(|row| row.state == state).count();
     let counts = Counts {
         ok: count(State::Ok),

@@ -6,6 +6,7 @@ use crate::app::{self, AppError, Loaded, Source};
 use crate::config::timeline::{self, Repair, Subject};
 use crate::probe::scheduler::Scheduled;
 use crate::remediate::{Mode, Tools};
+use crate::tasks::Tasks;
 
 #[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command's answer")]
 pub(super) fn check(source: &Source) -> Exit {
@@ -14,7 +15,7 @@ pub(super) fn check(source: &Source) -> Exit {
         return Exit::Well;
     };
     let planned = app::load(source).and_then(|loaded| {
-        let scheduled = app::plan(&loaded.config)?;
+        let scheduled = app::plan(&loaded.config, &Tasks::new())?;
         // For what a file alone does not show, such as a secret that cannot be read.
         app::plan_actions(&loaded.config, &Tools::of_this_host(None))?;
         Ok((scheduled, loaded))

@@ -23,9 +23,10 @@ use tokio::time::Instant;
 pub use hyper::Method;
 
 use super::net::{self, Endpoint, NetError, Phases, Served, Stream, Trust};
+use super::smtp::base64;
 use crate::model::decode::{self, Decode};
 use crate::model::yaml::Node;
-use crate::model::{Problems, Reason};
+use crate::model::{Problems, Reason, Secret};
 
 /// The largest head of an answer, in bytes.
 pub const MAX_HEAD: usize = 64 * 1024;
@@ -180,6 +181,12 @@ impl Request {
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
+    }
+
+    /// Adds user and password.
+    pub fn basic(self, user: &str, password: &Secret) -> Self {
+        let both = format!("{user}:{}", password.expose());
+        self.header("authorization", format!("Basic {}", base64(both.as_bytes())))
     }
 
     /// Returns where it connects to.

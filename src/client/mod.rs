@@ -1,5 +1,6 @@
 //! Thin bounded clients that several rooms share. Each has limits on what it reads; deadlines are the caller's.
 
+pub mod amqp;
 pub mod docker;
 pub mod http;
 pub mod net;

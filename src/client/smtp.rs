@@ -599,7 +599,7 @@ fn stuffed(message: &[u8]) -> Vec<u8> {
 }
 
 /// RFC 4648 §4, for `AUTH`.
-fn base64(bytes: &[u8]) -> String {
+pub(super) fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();
     for group in bytes.chunks(3) {

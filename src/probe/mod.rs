@@ -6,15 +6,18 @@
 pub mod scheduler;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use crate::client::amqp::Broker;
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
 use crate::model::decode::{Documented, KeyDoc, Spanned};
 use crate::model::{Failure, Family, Reason, Sample, Sight};
+use crate::tasks::Tasks;
 
 /// The most samples one run may give; what is more is dropped and counted.
 pub const MAX_SAMPLES: usize = 2_000;
@@ -38,7 +41,7 @@ pub trait Probe: Send + Sync {
         Sight::Full
     }
 
-    /// The exporter's own `<x>_up`, set by the scheduler from the outcome.
+    /// The exporter's own `<x>_up`, set by the scheduler from the outcome where the run did not record it itself.
     fn up(&self) -> Option<&'static Family> {
         None
     }
@@ -61,6 +64,33 @@ impl Planned {
     /// One of several targets.
     pub fn one(target: impl Into<String>, probe: impl Probe + 'static) -> Self {
         Self { target: Some(target.into()), probe: Box::new(probe) }
+    }
+}
+
+/// What the entries of one configuration share: a probe that says `via: NAME` asks over the connections of that one.
+///
+/// All entries [offer](ProbeConfig::offer) first, then all are [planned](ProbeConfig::plan_shared).
+#[derive(Default)]
+pub struct Shared {
+    brokers: BTreeMap<String, Broker>,
+    tasks: Tasks,
+}
+
+impl Shared {
+    /// Begins with the stage that standing connections belong to: when it is stopped, they say goodbye.
+    pub fn new(tasks: Tasks) -> Self {
+        Self { tasks, ..Self::default() }
+    }
+
+    /// Returns the broker of the `rabbitmq` probe of this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn broker(&self, via: &str) -> Result<Broker, String> {
+        self.brokers.get(via).cloned().ok_or_else(|| {
+            let known: Vec<&str> = self.brokers.keys().map(String::as_str).collect();
+            format!("expected the name of a rabbitmq probe, found {via:?}; known: {}", known.join(", "))
+        })
     }
 }
 
@@ -164,7 +194,10 @@ pub fn failure_at(place: impl Display, error: &NetError) -> Failure {
 }
 
 macro_rules! kinds {
-    ($($(#[doc = $doc:literal])+ $kind:ident : $config:ident),+ $(,)?) => {
+    (@plan $kind:ident $config:ident $name:ident $shared:ident) => { $kind::plan($config) };
+    (@plan $kind:ident $config:ident $name:ident $shared:ident shared) => { $kind::plan($config, $name, $shared) };
+    // A kind followed by [shared] is planned as `plan(config, name of the probe, &Shared)`.
+    ($($(#[doc = $doc:literal])+ $kind:ident : $config:ident $([$with:ident])?),+ $(,)?) => {
         $(pub mod $kind;)+
 
         crate::config_struct! {
@@ -196,15 +229,36 @@ macro_rules! kinds {
                 set
             }
 
-            /// Builds the targets of this entry; connects to nothing.
+            /// Gives what other entries may ask over, under the name of this one; connects to nothing.
+            ///
+            /// # Errors
+            /// What cannot be built.
+            pub fn offer(&self, name: &str, shared: &mut Shared) -> Result<(), String> {
+                if let Some(config) = &self.rabbitmq {
+                    shared.brokers.insert(name.to_owned(), rabbitmq::broker(config, shared.tasks.clone())?);
+                }
+                Ok(())
+            }
+
+            /// Builds the targets of this entry with what all entries have offered; connects to nothing.
             ///
             /// # Errors
             /// What cannot be built, such as a secret file that cannot be read.
-            pub fn plan(&self) -> Result<Vec<Planned>, String> {
+            pub fn plan_shared(&self, name: &str, shared: &Shared) -> Result<Vec<Planned>, String> {
                 $(if let Some(config) = &self.$kind {
-                    return $kind::plan(config);
+                    return kinds!(@plan $kind config name shared $($with)?);
                 })+
                 Err("names no kind of probe".to_owned())
+            }
+
+            /// Builds the targets of an entry that stands alone.
+            ///
+            /// # Errors
+            /// As [`ProbeConfig::plan_shared`].
+            pub fn plan(&self) -> Result<Vec<Planned>, String> {
+                let mut shared = Shared::default();
+                self.offer("alone", &mut shared)?;
+                self.plan_shared("alone", &shared)
             }
         }
     };
@@ -225,7 +279,25 @@ kinds! {
     certificate: CertificateConfig,
     /// Asks the far end of an SSH tunnel, in the protocol that it speaks.
     tunnel: TunnelConfig,
+    /// Asks RabbitMQ: its queues and their consumers, whether it takes messages, its alarms and limits.
+    rabbitmq: RabbitmqConfig [shared],
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.
 pub type ProbeNow = Arc<dyn Fn(Vec<String>) -> BoxFuture<'static, Vec<crate::model::ProbeResult>> + Send + Sync>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::decode::from_text;
+
+    #[test]
+    fn a_broker_is_shared_under_the_name_of_its_probe() {
+        let mut shared = Shared::default();
+        let config: ProbeConfig = from_text("f", "rabbitmq: {port: 5673}").expect("is right");
+        config.offer("rabbit", &mut shared).expect("is built");
+        assert_eq!(shared.broker("rabbit").map(|broker| broker.settings().endpoint.to_string()), Ok("127.0.0.1:5673".to_owned()));
+        let why = shared.broker("rabbits").err().expect("there is none");
+        assert_eq!(why, "expected the name of a rabbitmq probe, found \"rabbits\"; known: rabbit");
+    }
+}

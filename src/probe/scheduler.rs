@@ -177,6 +177,8 @@ pub async fn run(scheduled: &Scheduled, metrics: &Metrics) -> Option<ProbeResult
     if recorded.dropped > 0 {
         metrics.series_dropped.get_or_create_owned(&by_probe).inc_by(recorded.dropped);
     }
+    // A run that knows better than its outcome says so itself: the service is up, and something in it is wrong.
+    let up = probe.up().filter(|up| !recorded.samples.iter().any(|sample| sample.family.name == up.name));
     let mut sample = |family, labels: Vec<(&'static str, Box<str>)>, value| recorded.samples.push(Sample { family, labels, value });
     let well = f64::from(u8::from(outcome.is_ok()));
     sample(&SUCCESS, vec![], well);
@@ -185,7 +187,7 @@ pub async fn run(scheduled: &Scheduled, metrics: &Metrics) -> Option<ProbeResult
     if let Err(failure) = &outcome {
         sample(&FAILURE, vec![("reason", failure.reason.as_str().into())], 1.0);
     }
-    if let Some(up) = probe.up() {
+    if let Some(up) = up {
         sample(up, vec![], well);
     }
     match &recorded.sight {

@@ -26,6 +26,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("built-in/certificate.yml", include_str!("../../alerts/certificate.yml")),
     ("built-in/probes.yml", include_str!("../../alerts/probes.yml")),
     ("built-in/proctor.yml", include_str!("../../alerts/proctor.yml")),
+    ("built-in/rabbitmq.yml", include_str!("../../alerts/rabbitmq.yml")),
     ("built-in/tunnel.yml", include_str!("../../alerts/tunnel.yml")),
 ];
 

@@ -19,6 +19,7 @@ mod mail;
 mod pipeline;
 mod probes_certificate;
 mod probes_data;
+mod probes_rabbitmq;
 mod probes_tunnel;
 mod probes_web;
 mod promql;

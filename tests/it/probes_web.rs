@@ -268,7 +268,7 @@ async fn tls_where_none_is_expected_and_the_reverse_are_told_apart() {
 }
 
 /// A port that takes no further connection: its queue is full, so the kernel drops what knocks.
-fn black_hole() -> (u16, Vec<std::net::TcpStream>, rustix::fd::OwnedFd) {
+pub(crate) fn black_hole() -> (u16, Vec<std::net::TcpStream>, rustix::fd::OwnedFd) {
     use rustix::net::{AddressFamily, SocketType, bind, listen, socket};
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).expect("a socket");
     let port = free_port();

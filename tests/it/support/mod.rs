@@ -6,6 +6,7 @@ pub(crate) mod memcached;
 pub(crate) mod nginx;
 pub(crate) mod process;
 pub(crate) mod proctor;
+pub(crate) mod rabbitmq;
 pub(crate) mod smtp;
 pub(crate) mod tmpfs;
 pub(crate) mod tunnel;
