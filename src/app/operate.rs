@@ -104,7 +104,11 @@ impl App {
                 let ids: Vec<String> = holds.active(now).iter().map(|hold| hold.id.clone()).collect();
                 let ended: Vec<Hold> = ids.iter().filter_map(|id| holds.end(id, now).ok()).collect();
                 let note = self.write(&ended).await;
-                Ok(Reply::text(format!("{} holds are over{note}", ended.len())))
+                Ok(Reply::text(match ended.len() {
+                    0 => "nothing was held".to_owned(),
+                    1 => format!("the hold is over{note}"),
+                    count => format!("{count} holds are over{note}"),
+                }))
             }
             Command::HoldList {} => {
                 let holds = Holds::new(self.store.all());

@@ -8,6 +8,7 @@ use crate::alerts::AlertTable;
 use crate::config::Config;
 use crate::mute::depends::failing;
 use crate::mute::{self, Facts, Muted, Quiet};
+use crate::notify;
 use crate::notify::dispatch::Mutes;
 use crate::probe::ProbeNow;
 use crate::remediate::runner::Withheld;
@@ -19,8 +20,12 @@ use crate::snapshot::Snapshot;
 /// # Errors
 /// [`AppError::Action`].
 pub fn plan_actions(config: &Config, tools: &Tools) -> Result<Vec<Planned>, AppError> {
+    let observing = config.notify.as_ref().is_some_and(|notify| notify.mode == notify::Mode::Observe);
     let plan = |(name, action): &(crate::model::decode::Spanned<String>, crate::remediate::ActionConfig)| {
-        action.plan(name, tools).map_err(|why| AppError::Action { action: name.value.clone(), why })
+        let mut planned = action.plan(name, tools).map_err(|why| AppError::Action { action: name.value.clone(), why })?;
+        // Who only wants to hear what would be mailed wants nothing done either.
+        planned.terms.acts &= !observing;
+        Ok(planned)
     };
     config.actions.0.iter().map(plan).collect()
 }
@@ -59,10 +64,14 @@ pub(super) fn withheld(
             return Some(format!("{parent}, which it needs, fails: that comes first"));
         }
         let mutes = mutes.lock().unwrap_or_else(PoisonError::into_inner);
+        let maintenance = mutes.maintenance.state(now);
+        if maintenance.forbids_actions() && !maintenance.mutes() {
+            return Some("the site is down on purpose, although for too long".to_owned());
+        }
         let facts = Facts {
             startup: &mutes.startup,
             view: super::telling::view(&targets, &starting),
-            maintenance: &mutes.maintenance.state(now),
+            maintenance: &maintenance,
             holds: &mutes.holds,
             silences: &mutes.silences,
             actions: &[],

@@ -102,7 +102,7 @@ impl App {
             (scoped.depends.clone(), scoped.patience.clone())
         };
         let (queued, outbox, ask) = (Arc::new(Notify::new()), self.outbox.clone(), scheduler.probe_now());
-        let (woken, runner, refusing) = (queued.clone(), self.runner.clone(), self.outbox.clone());
+        let (woken, runner, announcing, refusing) = (queued.clone(), self.runner.clone(), self.runner.clone(), self.outbox.clone());
         tasks.spawn_until_stopped("outbox wake", async move {
             loop {
                 woken.notified().await;
@@ -117,6 +117,7 @@ impl App {
             mutes: self.mutes.clone(),
             depends,
             actions: Arc::new(move || runner.current()),
+            announce: Arc::new(move |alert, hour| announcing.announce(alert, hour)),
             patience,
             systemd_starting: self.starting.clone(),
             changes: Arc::new(|_, _| Vec::new()),

@@ -7,6 +7,7 @@ mod control;
 mod fold;
 mod hold;
 mod mail;
+mod render;
 mod rules;
 mod serve;
 mod silence;
@@ -59,6 +60,9 @@ enum Command {
     /// Looks at the actions, stops them and lets them run again
     #[command(subcommand)]
     Action(alert::Action),
+    /// Writes what the host must allow, from the configuration
+    #[command(subcommand)]
+    Render(render::Render),
     /// Tries the way of the mails
     #[command(subcommand)]
     Mail(mail::Mail),
@@ -126,6 +130,7 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
         Command::Alert(command) => alert::alert(&source, &command),
         Command::Action(command) => alert::action(&source, &command),
         Command::Mail(command) => mail::run(&source, &command),
+        Command::Render(command) => render::run(&source, &command),
         Command::Reload => control::send(&source, crate::web::control::Command::Reload {}),
     }
 }

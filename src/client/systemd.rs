@@ -52,7 +52,7 @@ pub enum SystemdError {
     /// polkit, or the bus itself, says no.
     #[error(
         "not allowed to {verb} {unit}: polkit has no rule that lets this user {verb} exactly this unit; \
-         `proctor render polkit` writes it (action org.freedesktop.systemd1.manage-units, unit {unit}, verb {verb})"
+         `proctor render polkit` writes it (docs/repair.md; action org.freedesktop.systemd1.manage-units, unit {unit}, verb {verb})"
     )]
     Denied {
         /// What was to be done.

@@ -45,6 +45,9 @@ pub type Refresh = Arc<dyn Fn(Vec<String>) -> BoxFuture<'static, ()> + Send + Sy
 /// Says what changed on the host before a moment that matters to these probes, one line each.
 pub type ChangesBefore = Arc<dyn Fn(&[&str], Timestamp) -> Vec<String> + Send + Sync>;
 
+/// Says what will be done about an alert, one line per action; moments are written by the function handed in.
+pub type Announce = Arc<dyn Fn(&Alert, &dyn Fn(Timestamp) -> String) -> Vec<String> + Send + Sync>;
+
 /// What mutes, as it is now. `app` shares it between the dispatcher, the runner of actions and the control socket;
 /// whoever changes it writes the record and then wakes the dispatcher.
 #[derive(Debug)]
@@ -76,6 +79,8 @@ pub struct Wiring {
     pub depends: Arc<Depends>,
     /// Our own actions that run or settle.
     pub actions: Arc<dyn Fn() -> Vec<OwnAction> + Send + Sync>,
+    /// What will be done about an alert if it goes on, one line per action; moments are written by the function.
+    pub announce: Announce,
     /// How long an alert about a probe may take to fire: the longest `for` of the rules about it plus one interval.
     pub patience: Arc<dyn Fn(&str) -> Duration + Send + Sync>,
     /// Whether systemd is still starting the host; nothing where there is none.

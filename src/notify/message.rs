@@ -74,7 +74,7 @@ impl Voice {
     }
 
     /// Writes a moment: the hour alone where it was today, else with its day.
-    fn hour(&self, at: Timestamp, now: Timestamp) -> String {
+    pub fn hour(&self, at: Timestamp, now: Timestamp) -> String {
         let [at, now] = [at, now].map(|at| at.to_jiff().to_zoned_datetime(self.zone.clone()));
         at.strftime(if at.date() == now.date() { "%H:%M:%S" } else { "%d %b %H:%M:%S" }).to_string()
     }
@@ -288,6 +288,8 @@ pub struct Story<'a> {
     pub because: Vec<String>,
     /// What the probes of the alerts found last, then those of what they break; only failures.
     pub found: Vec<&'a ProbeResult>,
+    /// What Proctor will do if it goes on.
+    pub planned: Vec<String>,
     /// What changed on the host just before.
     pub changes: Vec<String>,
     /// Whatever else is to be said: damping, held back until now.
@@ -470,6 +472,7 @@ impl Story<'_> {
         }
         sections.push(Section::fixed("What changed just before", self.changes.iter().take(20).map(|change| line(change, 200))));
         sections.push(Section::prose("What was done", self.done(voice)));
+        sections.push(Section::prose("What Proctor will do", self.planned.iter().filter(|_| !over).map(|text| line(text, 400))));
         let evidence = self.firing.iter().chain(&self.ended).take(voice.limit).flat_map(|alert| {
             let kept = alert.evidence.iter().map(String::as_str);
             // What a failed act printed says why; its end says most.

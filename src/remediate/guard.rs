@@ -145,7 +145,7 @@ pub fn decide(terms: &Terms, alert: &Alert, world: &World<'_>, now: Timestamp) -
         return wait(now + HOUR, "only observing, and said so".to_owned());
     }
     if world.paused {
-        return wait(now + RECHECK, "actions are paused: proctor action pause".to_owned());
+        return wait(now + RECHECK, "actions are paused; `proctor action resume` lets them run".to_owned());
     }
     if world.degraded {
         return wait(now + RECHECK, "the state cannot be written, so that an intent could not be recorded".to_owned());
@@ -307,7 +307,7 @@ mod tests {
                 |_, a, _, _| a.keep_firing_since = Some(at(0.0)),
                 "wait until 0.2: the condition no longer holds; the alert fires on because of keep_firing_for",
             ),
-            ("paused", vec![], |_, _, w, _| w.paused = true, "wait until 0.2: actions are paused: proctor action pause"),
+            ("paused", vec![], |_, _, w, _| w.paused = true, "wait until 0.2: actions are paused; `proctor action resume` lets them run"),
             (
                 "degraded",
                 vec![],

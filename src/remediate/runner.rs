@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 use tokio::time::timeout;
 
-use super::guard::{Decision, Facts, RECHECK, World, decide};
+use super::guard::{Decision, Facts, RECHECK, Terms, World, decide};
 use super::{Occasion, Planned, line};
 use crate::alerts::AlertTable;
 use crate::metrics::{ByOutcome, Metrics};
@@ -175,6 +175,19 @@ impl Runner {
         self.memory(|memory| memory.attempts.clone())
     }
 
+    /// Says what will be done about an alert, one line per action, if it goes on and nothing speaks against it then.
+    pub fn announce(&self, alert: &Alert, hour: &dyn Fn(Timestamp) -> String) -> Vec<String> {
+        let actions = self.actions();
+        let about = actions.iter().filter(|planned| planned.matchers.iter().all(|matcher| matcher.matches(&alert.labels)));
+        let said = about.map(|planned| {
+            let Terms { name, verb, object, firing_for, acts, .. } = &planned.terms;
+            let from = hour(alert.fired_at.unwrap_or(alert.active_at) + *firing_for);
+            let mode = if *acts { "" } else { "only observing: would " };
+            format!("{mode}{verb} {object} ({name}), not before {from}, if it still fires then")
+        });
+        said.map(|text| line(&text)).collect()
+    }
+
     fn memory<T>(&self, with: impl FnOnce(&mut Memory) -> T) -> T {
         with(&mut self.0.memory.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -300,7 +313,11 @@ impl Runner {
                 self.memory(|memory| memory.waits.insert(planned.terms.target.clone(), (until, format!("{FOUND}{why}"))));
             }
             (Decision::Refuse { why, .. }, _) => self.record(attempt_of(planned, &alert, Outcome::Refused, why, now)).await,
-            (Decision::Observe { would }, _) => self.record(attempt_of(planned, &alert, Outcome::Observed, would, now)).await,
+            (Decision::Observe { would }, _) => {
+                // What stands now, or why it could not be seen: then the act would fail too.
+                let detail = [would].into_iter().chain(facts.lines).collect::<Vec<_>>().join("; ");
+                self.record(attempt_of(planned, &alert, Outcome::Observed, line(&detail), now)).await;
+            }
             // Only without facts, and here they are.
             (Decision::Run, None) => {}
         }

@@ -47,6 +47,7 @@ async fn a_dead_memcached_is_seen_within_2_s_and_repaired_and_gives_each_admin_t
     assert!(firing[0].header("Subject").starts_with("[CourSys] "), "{}", firing[0].raw);
     assert!(firing[0].text.contains("MemcachedDown: cache does not answer"), "{}", firing[0].text);
     assert!(firing[0].text.contains("cache: refused: "), "{}", firing[0].text);
+    assert!(firing[0].text.contains("memcached (start-cache), not before "), "{}", firing[0].text);
 
     let mails = sink.wait_for(4, Duration::from_secs(30)).await;
     let _started = Daemon::on(port).await;

@@ -209,6 +209,11 @@ impl Dispatcher {
         for (address, why) in (self.wiring.refused)().into_iter().take(MAX_REFUSED) {
             notes.push(format!("{address} gets no mail from here: {why}"));
         }
+        // What was begun or observed is told by its attempt.
+        let hour = |at: Timestamp| self.voice.hour(at, scene.now);
+        let undone = standing.fresh.iter().filter(|alert| alert.attempts.is_empty()).take(self.voice.limit);
+        let mut planned: Vec<String> = undone.flat_map(|alert| (self.wiring.announce)(alert, &hour)).collect();
+        planned.dedup();
         let found = if firing.is_empty() { Vec::new() } else { found(scene.targets, &probes, &affected) };
         Story {
             reason: due.reason,
@@ -218,6 +223,7 @@ impl Dispatcher {
             affected,
             because,
             found,
+            planned,
             changes: (self.wiring.changes)(&probes, began),
             notes,
             next: Some(scene.now + route.repeat_interval),

@@ -62,6 +62,7 @@ impl Bench {
             systemd_starting: Arc::new(|| None),
             changes: Arc::new(|_, _| Vec::new()),
             refused: Arc::new(Vec::new),
+            announce: Arc::new(|_, _| Vec::new()),
             refresh: Arc::new(move |_| {
                 count.fetch_add(1, Ordering::Relaxed);
                 Box::pin(std::future::ready(()))

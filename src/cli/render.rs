@@ -1,0 +1,87 @@
+//! `proctor render polkit`: writes what the host must allow, from the configuration.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::error::Error;
+
+use clap::Subcommand;
+
+use super::Exit;
+use crate::app::{self, Source};
+use crate::config::Config;
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Render {
+    /// Prints the rule that lets Proctor's user do what the configured actions do to units of systemd, and nothing else
+    #[command(after_help = "Example: proctor render polkit > /etc/polkit-1/rules.d/50-proctor.rules")]
+    Polkit {
+        /// The user that Proctor runs as
+        #[arg(long, default_value = "proctor", value_parser = user)]
+        user: String,
+    },
+}
+
+fn user(text: &str) -> Result<String, String> {
+    let fine = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if text.is_empty() || text.len() > 32 || !text.chars().all(fine) {
+        return Err("expected the name of a user".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+#[expect(clippy::print_stdout, reason = "this is the command's answer")]
+pub(super) fn run(source: &Source, Render::Polkit { user }: &Render) -> Result<Exit, Box<dyn Error + Send + Sync>> {
+    let config = app::load(source)?.config;
+    let allowed = allowed(&config);
+    if allowed.is_empty() {
+        return Err("no action of the configuration acts on a unit of systemd (actions: NAME: {systemd: …}): no rule is needed".into());
+    }
+    print!("{}", polkit(user, &allowed)?);
+    Ok(Exit::Well)
+}
+
+/// Returns which verbs the actions use on which units.
+fn allowed(config: &Config) -> BTreeMap<&str, BTreeSet<&'static str>> {
+    let mut allowed: BTreeMap<&str, BTreeSet<&'static str>> = BTreeMap::new();
+    for systemd in config.actions.0.iter().filter_map(|(_, action)| action.systemd.as_ref()) {
+        allowed.entry(&systemd.unit.0).or_default().insert(systemd.verb.as_str());
+    }
+    allowed
+}
+
+fn polkit(user: &str, allowed: &BTreeMap<&str, BTreeSet<&'static str>>) -> Result<String, serde_json::Error> {
+    let table = serde_json::to_string_pretty(allowed)?.replace('\n', "\n    ");
+    Ok(format!(
+        r#"// Lets the user {user} do exactly this, and nothing else. Written by `proctor render polkit`; needs polkit 0.106 or newer.
+polkit.addRule(function(action, subject) {{
+    if (action.id != "org.freedesktop.systemd1.manage-units" || subject.user != "{user}")
+        return polkit.Result.NOT_HANDLED;
+    var allowed = {table};
+    var verbs = allowed[action.lookup("unit")];
+    if (verbs && verbs.indexOf(action.lookup("verb")) >= 0)
+        return polkit.Result.YES;
+    return polkit.Result.NO;
+}});
+"#
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exactly_the_configured_units_and_verbs_are_allowed() {
+        let action = |name: &str, unit: &str, verb: &str| {
+            format!("  {name}: {{systemd: {{unit: {unit}, verb: {verb}}}, matchers: [alertname=X]}}\n")
+        };
+        let text = format!(
+            "actions:\n{}{}{}  d: {{command: {{argv: [/bin/true]}}, matchers: [alertname=X]}}\n",
+            action("a", "gunicorn.service", "restart"),
+            action("b", "gunicorn.service", "reload"),
+            action("c", r#""tunnel\\x2d1.service""#, "start")
+        );
+        let config = Config::from_text("f".as_ref(), &text).expect("is right");
+        insta::assert_snapshot!(polkit("proctor", &allowed(&config)).expect("is text"));
+        assert!(user("proctor\"); //").is_err());
+    }
+}
