@@ -9,8 +9,8 @@ use proctor::model::decode::Documented;
 use proctor::probe::{KEYS, KINDS};
 use regex::Regex;
 
-/// What a YAML block of somebody else's begins with: Prometheus, its rules, docker compose.
-const OTHERS: [&str; 3] = ["scrape_configs", "groups", "services"];
+/// What a YAML block of somebody else's begins with: Prometheus, its rules and their tests, docker compose.
+const OTHERS: [&str; 4] = ["scrape_configs", "groups", "services", "rule_files"];
 
 /// The probes that a block without any takes for granted.
 const ASSUMED: &str = "
@@ -115,19 +115,23 @@ fn of_probes() -> Vec<(String, String)> {
     files(&root().join("docs/probes"), "md").into_iter().map(page).collect()
 }
 
+/// Returns what stands in the first cells of a page's tables between backticks.
+fn first_cells(text: &str) -> Vec<String> {
+    let name = Regex::new(r"`([a-z][a-z0-9_]+\*?)").expect("is a pattern");
+    let cells = text.lines().filter_map(|line| line.strip_prefix("| ")).filter_map(|row| row.split(" | ").next());
+    cells.flat_map(|cell| name.captures_iter(cell).map(|found| found[1].to_owned()).collect::<Vec<_>>()).collect()
+}
+
 #[test]
 fn every_metric_in_the_tables_of_a_probe_is_exported() {
     let source: String = files(&root().join("src"), "rs").iter().map(|path| fs::read_to_string(path).expect("is text")).collect();
-    let name = Regex::new(r"`([a-z][a-z0-9_]+)").expect("is a pattern");
     for (kind, page) in of_probes() {
         let (_, rest) = page.split_once("\n## What it exports\n").unwrap_or_else(|| panic!("{kind}: says what it exports"));
-        let section = rest.split("\n## ").next().unwrap_or_default();
-        let cells = section.lines().filter_map(|line| line.strip_prefix("| `")).filter_map(|row| row.split(" | ").next());
-        let names: Vec<String> =
-            cells.flat_map(|cell| name.captures_iter(&format!("`{cell}")).map(|found| found[1].to_owned()).collect::<Vec<_>>()).collect();
+        let names = first_cells(rest.split("\n## ").next().unwrap_or_default());
         assert!(!names.is_empty(), "{kind}: a table of metrics");
         for name in names {
-            assert!(source.contains(&format!("\"{name}\"")), "{kind}: {name} is exported by nothing in src");
+            let quoted = name.strip_suffix('*').map_or_else(|| format!("\"{name}\""), |prefix| format!("\"{prefix}"));
+            assert!(source.contains(&quoted), "{kind}: {name} is exported by nothing in src");
         }
     }
 }
@@ -137,16 +141,18 @@ fn the_page_of_a_probe_names_its_metrics_and_keys() {
     let family = Regex::new(r#"Family::(?:gauge|counter|borrowed_counter)\(\s*"([a-z0-9_]+)""#).expect("is a pattern");
     for (kind, page) in of_probes() {
         let index = KINDS.iter().position(|known| *known == kind).unwrap_or_else(|| panic!("{kind} is no kind of probe"));
+        let named = first_cells(&page);
         for key in KEYS[index] {
-            assert!(page.contains(&format!("\n| `{}` |", key.name)), "{kind}: the key {} is missing", key.name);
+            assert!(named.iter().any(|name| name == key.name), "{kind}: the key {} is missing", key.name);
         }
         let probe = root().join("src/probe");
         let file = probe.join(format!("{kind}.rs"));
         let sources = if file.exists() { vec![file] } else { files(&probe.join(&kind), "rs") };
         for path in sources {
             let source = fs::read_to_string(&path).expect("is text");
-            for name in family.captures_iter(&source).map(|found| found[1].to_owned()) {
-                assert!(page.contains(&format!("`{name}")), "{kind}: the metric {name} is missing");
+            for metric in family.captures_iter(&source).map(|found| found[1].to_owned()) {
+                let covers = |name: &String| name.strip_suffix('*').map_or(*name == metric, |prefix| metric.starts_with(prefix));
+                assert!(named.iter().any(covers) || page.contains(&format!("`{metric}")), "{kind}: the metric {metric} is missing");
             }
         }
     }
