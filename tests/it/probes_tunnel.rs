@@ -191,7 +191,7 @@ async fn sql_server_is_asked_by_the_bytes_of_its_documentation() {
 async fn whatever_is_frozen_one_connection_is_left_behind_at_most() {
     let Some(postgres) = Postgres::start(false).await else { return };
     let Some(tunnel) = Tunnel::to(&[&format!("127.0.0.1:{}", postgres.port)]).await else { return };
-    let probe = Probe::of(tunnel.ports[0], "postgres", "", Duration::from_millis(300));
+    let probe = Probe::of(tunnel.ports[0], "postgres", "", Duration::from_secs(1));
     for (frozen, port, reason) in
         [(&postgres.process, postgres.port, Reason::RemoteSilent), (&tunnel.ssh, tunnel.ports[0], Reason::SshHung)]
     {
