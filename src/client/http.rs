@@ -16,16 +16,17 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
 pub use hyper::Method;
 
 use super::net::{self, Endpoint, NetError, Phases, Served, Stream, Trust};
+use super::smtp::base64;
 use crate::model::decode::{self, Decode};
 use crate::model::yaml::Node;
-use crate::model::{Problems, Reason};
+use crate::model::{Problems, Reason, Secret};
 
 /// The largest head of an answer, in bytes.
 pub const MAX_HEAD: usize = 64 * 1024;
@@ -180,6 +181,11 @@ impl Request {
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
+    }
+
+    /// Logs in by `Basic` (RFC 7617).
+    pub fn basic(self, username: &str, password: &Secret) -> Self {
+        self.header(AUTHORIZATION.as_str(), format!("Basic {}", base64(format!("{username}:{}", password.expose()).as_bytes())))
     }
 
     /// Returns where it connects to.

@@ -17,6 +17,7 @@ mod mail;
 mod pipeline;
 mod probes_certificate;
 mod probes_data;
+mod probes_search;
 mod probes_tunnel;
 mod probes_web;
 mod promql;
