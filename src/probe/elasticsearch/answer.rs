@@ -147,12 +147,10 @@ fn of_types(types: &[&str], why: &str) -> Option<(Reason, &'static str)> {
         (Reason::Saturated, "its heap is full, so it refuses searches (circuit breaker)")
     } else if has("es_rejected_execution_exception") || has("rejected_execution_exception") {
         (Reason::Saturated, "its queue is full, so it refuses searches")
-    } else if has("cluster_block_exception") && why.contains("state not recovered") {
-        (Reason::Starting, "it has not read its indices yet")
-    } else if has("master_not_discovered_exception") || (has("cluster_block_exception") && why.contains("no master")) {
-        (Reason::Unavailable, "the cluster has no master")
     } else if has("cluster_block_exception") {
-        (Reason::Blocked, "a block keeps it from answering")
+        of_block(why)
+    } else if has("master_not_discovered_exception") {
+        (Reason::Unavailable, NO_MASTER)
     } else if has("index_not_found_exception") {
         (Reason::Missing, "there is no such index: searches find nothing. Is it being rebuilt? Else rebuild it (manage.py rebuild_index)")
     } else if has("index_closed_exception") {
@@ -162,6 +160,19 @@ fn of_types(types: &[&str], why: &str) -> Option<(Reason, &'static str)> {
     } else {
         return None;
     })
+}
+
+const NO_MASTER: &str = "the cluster has no master";
+
+/// Returns what a block means, by its description: those of a node that starts or looks for its master block all.
+pub(super) fn of_block(why: &str) -> (Reason, &'static str) {
+    if why.contains("state not recovered") {
+        (Reason::Starting, "it has not read its indices yet")
+    } else if why.contains("no master") {
+        (Reason::Unavailable, NO_MASTER)
+    } else {
+        (Reason::Blocked, "a block keeps it from answering")
+    }
 }
 
 #[cfg(test)]

@@ -173,7 +173,7 @@ impl Elasticsearch {
         let outcome = self.ask_all(rec, &mut run).await;
         if !run.missing.is_empty() {
             let nothing = run.missing.contains(&DOCUMENT) && run.missing.contains(&HEALTH);
-            let on_index = self.config.index.as_ref().map(|index| format!(" and read and monitor on the index {}", index.0));
+            let on_index = self.config.index.as_ref().map(|index| format!(" and read on the index {}", index.0));
             let missing = run.missing.join(", ");
             let remedy = format!("give its user a role with the cluster privilege monitor{}", on_index.unwrap_or_default());
             rec.sight(if nothing { Sight::Blind { missing, remedy } } else { Sight::Partial { missing, remedy } });
@@ -220,7 +220,8 @@ impl Elasticsearch {
         let blocks = self.get(rec, &format!("/_cluster/state/blocks/{index}?master_timeout={PATIENCE}")).await?;
         let blocks = blocks.or_missing(run, "what blocks writes")?;
         let blocked = blocks.as_ref().and_then(|blocks| blocked(blocks, index, stats));
-        if blocks.is_some() {
+        // While it starts, all is blocked, which is no finding about the index.
+        if blocks.is_some() && blocked.as_ref().is_none_or(|failure| failure.reason == Reason::Blocked) {
             rec.set_with(&WRITABLE, &labels, f64::from(u8::from(blocked.is_none())));
         }
 
@@ -342,7 +343,7 @@ fn blocked(state: &Value, index: &str, stats: Option<&Value>) -> Option<Failure>
     } else {
         ": somebody set it".to_owned()
     };
-    Some(Failure::new(Reason::Blocked, format!("{what} takes no writes ({why}), so that searches do not see what is new{remedy}")))
+    Some(Failure::new(answer::of_block(why).0, format!("{what} takes no writes ({why}), so that searches do not see what is new{remedy}")))
 }
 
 /// Percent-encodes a text for a query, every byte of it.
