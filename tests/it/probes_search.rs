@@ -16,6 +16,8 @@ use super::probes_web::{failed, value};
 use super::support::elasticsearch::{Elasticsearch, Guard};
 use super::support::hostile::{Manner, hostile};
 use super::support::process::{eventually, free_port, program};
+use super::support::proctor::Proctor;
+use super::support::smtp::Sink;
 
 fn scheduled(url: &str, more: &str, timeout: Duration) -> Scheduled {
     let yaml = format!("elasticsearch: {{url: '{url}', {more}}}");
@@ -319,6 +321,40 @@ async fn what_was_there_a_day_ago_is_remembered_over_a_restart_and_the_guard_let
     // Behind a proxy that has lost it.
     drop(node);
     failed(&ask(&all, Some("right"), "").await, Reason::Unavailable, "it cannot serve now (502 Bad Gateway");
+}
+
+#[tokio::test]
+async fn an_index_that_is_gone_is_mailed_once_and_so_is_its_return() {
+    let Some(node) = Elasticsearch::start(&[]).await else { return };
+    node.fill("haystack", 2).await;
+    let sink = Sink::start().await;
+    let url = format!("http://127.0.0.1:{}", node.port);
+    let sections =
+        format!("probes:\n  search: {{interval: 3s, timeout: 3s, elasticsearch: {{url: '{url}', index: haystack, min_documents: 0}}}}\n");
+    let proctor = Proctor::configured(sink.port, &sections).built_in_rules();
+    let store = Store::open(Some(&proctor.folder.path().join("state.db")), Arc::new(Metrics::new())).expect("it is ours");
+    let mut batch = Batch::new();
+    batch.put(&Kept { target: "search".into(), index: "haystack".into(), hourly: vec![(tasks::now().0 - 25 * 3_600_000, 50.0)] });
+    store.commit(batch).await;
+    store.close();
+    drop(store);
+    let proctor = proctor.started();
+    proctor.shows("elasticsearch_index_documents_day_ago{", LONG).await;
+    let shown = proctor.metrics().await.expect("it answers");
+    assert!(shown.lines().any(|line| line.starts_with("elasticsearch_index_documents_day_ago{") && line.contains("} 50")), "{shown}");
+    proctor.shows("elasticsearch_up{probe=\"search\"} 1", LONG).await;
+
+    node.call(Method::DELETE, "/haystack", "").await;
+    let mails = sink.wait_for(2, Duration::from_secs(30)).await;
+    assert!(mails[0].text.contains("the index haystack does not exist (search)"), "{}", mails[0].text);
+    node.fill("haystack", 2).await;
+    let mails = sink.wait_for(4, Duration::from_secs(30)).await;
+    let states: Vec<&str> = mails.iter().map(|mail| mail.header("X-Alert-State")).collect();
+    assert_eq!(states, ["FIRING", "FIRING", "RESOLVED", "RESOLVED"]);
+    assert!(
+        !mails.iter().any(|mail| mail.text.contains("ProbeFailing") || mail.text.contains("ElasticsearchDown")),
+        "one alert for one cause"
+    );
 }
 
 #[tokio::test]

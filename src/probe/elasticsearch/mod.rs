@@ -82,7 +82,7 @@ impl Decode for IndexName {
     fn decode(node: &Node, problems: &mut Problems) -> Option<Self> {
         let good = |text: &String| {
             text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '.')
-                && text.trim_matches('.') != ""
+                && !text.trim_matches('.').is_empty()
                 && text.len() <= MAX_INDEX
                 && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
         };

@@ -39,8 +39,11 @@ nodes.*.thread_pool.index";
 const MAX_NODES: usize = 2;
 const MAX_ENTRIES: usize = 32;
 
-/// Numbers of a node that stand alone, and what makes them the exporter's unit.
-static ALONE: &[(&str, f64, Family)] = &[
+/// Where a number is, what makes it the exporter's unit, and its metric.
+type Number = (&'static str, f64, Family);
+
+/// Numbers of a node that stand alone.
+static ALONE: &[Number] = &[
     ("/jvm/uptime_in_millis", 0.001, Family::gauge("elasticsearch_jvm_uptime_seconds", "How long the node has run")),
     ("/process/open_file_descriptors", 1.0, Family::gauge("elasticsearch_process_open_files_count", "Open file descriptors")),
     ("/process/max_file_descriptors", 1.0, Family::gauge("elasticsearch_process_max_files_descriptors", "File descriptors that it may have open")),
@@ -65,7 +68,7 @@ static MEMORY_USED: Family = Family::gauge("elasticsearch_jvm_memory_used_bytes"
 static MEMORY_MAX: Family = Family::gauge("elasticsearch_jvm_memory_max_bytes", "Memory that may be used, by area");
 
 /// Numbers of a node in lists: where the list is, the label of its keys, and per entry as in [`ALONE`].
-static LISTS: &[(&str, &str, &[(&str, f64, Family)])] = &[
+static LISTS: &[(&str, &str, &[Number])] = &[
     (
         "/jvm/mem/pools",
         "pool",
