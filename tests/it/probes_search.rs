@@ -200,6 +200,39 @@ async fn each_broken_state_of_index_and_cluster_has_its_reason_and_a_way_back() 
 }
 
 #[tokio::test]
+async fn what_version_5_and_opensearch_answer_is_understood_as_well() {
+    for (kind, version) in [("elasticsearch5", "5.6.16"), ("opensearch", "2.11.1")] {
+        let Some(node) = Elasticsearch::start_of(kind, &[]).await else { return };
+        let haystack = "index: haystack, word: course";
+        let missing = eventually("it has read its indices", LONG, || async {
+            let result = ask(&node, haystack).await;
+            (!matches!(&result.outcome, Err(failure) if failure.reason == Reason::Starting)).then_some(result)
+        })
+        .await;
+        failed(&missing, Reason::Missing, "there is no such index");
+        node.fill("haystack", 3).await;
+        let result = ask(&node, haystack).await;
+        well(&result);
+        assert_eq!(colour(&result), "green", "{kind}");
+        assert_eq!(value(&result, "elasticsearch_index_documents"), Some(3.0), "{kind}");
+        for name in
+            ["elasticsearch_jvm_memory_pool_max_bytes", "elasticsearch_filesystem_data_available_bytes", "elasticsearch_breakers_tripped"]
+        {
+            assert!(value(&result, name).is_some(), "{kind} {name}");
+        }
+        assert!(format!("{:?}", result.samples).contains(version), "{kind}");
+        failed(&ask(&node, "index: haystack, word: absent").await, Reason::Mismatch, "expected a document with the word absent");
+        node.call(Method::PUT, "/haystack/_settings", r#"{"index.blocks.read_only_allow_delete": true}"#).await;
+        failed(&ask(&node, haystack).await, Reason::Blocked, "index haystack takes no writes");
+        node.call(Method::PUT, "/haystack/_settings", r#"{"index.blocks.read_only_allow_delete": null}"#).await;
+        let nowhere = r#"{"settings": {"index.routing.allocation.require._name": "nowhere"}}"#;
+        node.call(Method::PUT, "/other?wait_for_active_shards=0", nowhere).await;
+        failed(&ask(&node, "index: other").await, Reason::Unavailable, "no copy of the index can be read");
+        failed(&ask(&node, haystack).await, Reason::Unavailable, "although what was asked for was answered");
+    }
+}
+
+#[tokio::test]
 async fn a_full_disk_is_seen_while_health_is_green_a_frozen_node_is_silent_and_a_killed_one_refuses() {
     let Some(mut node) = Elasticsearch::start(&["cluster.info.update.interval=10s"]).await else { return };
     node.fill("haystack", 2).await;

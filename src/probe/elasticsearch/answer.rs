@@ -149,7 +149,8 @@ fn of_types(types: &[&str], why: &str) -> Option<(Reason, &'static str)> {
         (Reason::Saturated, "its queue is full, so it refuses searches")
     } else if has("cluster_block_exception") {
         of_block(why)
-    } else if has("master_not_discovered_exception") {
+    } else if has("master_not_discovered_exception") || has("cluster_manager_not_discovered_exception") {
+        // The latter is OpenSearch's word for it.
         (Reason::Unavailable, NO_MASTER)
     } else if has("index_not_found_exception") {
         (Reason::Missing, "there is no such index: searches find nothing. Is it being rebuilt? Else rebuild it (manage.py rebuild_index)")
@@ -199,6 +200,7 @@ mod tests {
             (503, error("cluster_block_exception", "blocked by: [SERVICE_UNAVAILABLE/2/no master];"), Some(Reason::Unavailable)),
             (503, error("master_not_discovered_exception", ""), Some(Reason::Unavailable)),
             (429, error("circuit_breaking_exception", "[parent] Data too large"), Some(Reason::Saturated)),
+            (503, error("cluster_manager_not_discovered_exception", ""), Some(Reason::Unavailable)),
             // Elasticsearch 5 and 6 say 503 there.
             (503, error("circuit_breaking_exception", "[parent] Data too large"), Some(Reason::Saturated)),
             (429, error("es_rejected_execution_exception", "queue capacity = 1000"), Some(Reason::Saturated)),

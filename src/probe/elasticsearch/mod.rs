@@ -207,6 +207,8 @@ impl Elasticsearch {
         };
         let Some(red) = &run.red else { return judged };
         match judged {
+            // All is red until it has started.
+            Err(failure) if failure.reason == Reason::Starting => Err(failure),
             Ok(()) => Err(Failure::new(Reason::Unavailable, format!("{url}: {red}, although what was asked for was answered"))),
             Err(failure) => Err(Failure::new(failure.reason, format!("{}; {red}", failure.detail))),
         }

@@ -17,6 +17,7 @@ pub(crate) struct Elasticsearch {
     pub(crate) process: Process,
     /// Where it listens on 127.0.0.1.
     pub(crate) port: u16,
+    kind: &'static str,
     transport: u16,
     folder: tempfile::TempDir,
 }
@@ -24,16 +25,20 @@ pub(crate) struct Elasticsearch {
 impl Elasticsearch {
     /// Starts it with further settings (`key=value`) and waits until it answers; it may still be without indices then.
     pub(crate) async fn start(more: &[&str]) -> Option<Self> {
+        Self::start_of("elasticsearch", more).await
+    }
+
+    /// The same of another kind: `elasticsearch5`, which takes no settings, or `opensearch`.
+    pub(crate) async fn start_of(kind: &'static str, more: &[&str]) -> Option<Self> {
         program("java")?;
-        let classes = home().join("classes/Elasticsearch.class");
-        if !classes.is_file() {
-            assert!(std::env::var_os("REQUIRE_SERVICES").is_none(), "Elasticsearch is not installed: run tests/stack/stack install");
-            eprintln!("skipped: Elasticsearch is not installed");
+        if !home(kind).join("classes/Elasticsearch.class").is_file() {
+            assert!(std::env::var_os("REQUIRE_SERVICES").is_none(), "{kind} is not installed: run tests/stack/stack install");
+            eprintln!("skipped: {kind} is not installed");
             return None;
         }
         let folder = tempfile::tempdir().expect("a folder can be made");
         let (port, transport) = (free_port(), free_port());
-        let node = Self { process: launch(&folder, port, transport, more), port, transport, folder };
+        let node = Self { process: launch(kind, &folder, port, transport, more), port, kind, transport, folder };
         node.ready().await;
         Some(node)
     }
@@ -41,7 +46,7 @@ impl Elasticsearch {
     /// Kills it and starts it again with its data and other settings.
     pub(crate) async fn restart(&mut self, more: &[&str]) {
         self.process.kill();
-        self.process = launch(&self.folder, self.port, self.transport, more);
+        self.process = launch(self.kind, &self.folder, self.port, self.transport, more);
         self.ready().await;
     }
 
@@ -77,20 +82,22 @@ impl Elasticsearch {
         self.call(Method::PUT, &format!("/{index}"), r#"{"settings": {"number_of_replicas": 0, "number_of_shards": 1}}"#).await;
         let bulk: String = (1..=documents).map(|n| format!("{{\"index\": {{}}}}\n{{\"text\": \"number {n} of a course\"}}\n")).collect();
         if documents > 0 {
-            self.call(Method::POST, &format!("/{index}/_bulk?refresh=true"), &bulk).await;
+            // Until 6, a document has a type.
+            let doc = if self.kind == "elasticsearch5" { "/doc" } else { "" };
+            self.call(Method::POST, &format!("/{index}{doc}/_bulk?refresh=true"), &bulk).await;
         }
     }
 }
 
-fn home() -> PathBuf {
-    std::env::var_os("PROCTOR_STACK").map_or_else(|| PathBuf::from("/tmp/proctor-stack"), PathBuf::from).join("elasticsearch")
+fn home(kind: &str) -> PathBuf {
+    std::env::var_os("PROCTOR_STACK").map_or_else(|| PathBuf::from("/tmp/proctor-stack"), PathBuf::from).join(kind)
 }
 
-fn launch(folder: &tempfile::TempDir, port: u16, transport: u16, more: &[&str]) -> Process {
+fn launch(kind: &str, folder: &tempfile::TempDir, port: u16, transport: u16, more: &[&str]) -> Process {
     let mut command = Command::new("java");
     command.args(["-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]);
     command.args(["--add-opens", "java.base/java.lang=ALL-UNNAMED", "--add-opens", "java.base/java.io=ALL-UNNAMED"]);
-    command.arg("-cp").arg(format!("{0}/classes:{0}/lib/*", home().display()));
+    command.arg("-cp").arg(format!("{0}/classes:{0}/lib/*", home(kind).display()));
     command.arg("Elasticsearch").arg(folder.path().join("node")).args([port.to_string(), transport.to_string()]).args(more);
     Process::start(&mut command, &folder.path().join("log"))
 }
