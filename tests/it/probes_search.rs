@@ -220,7 +220,8 @@ async fn what_version_5_and_opensearch_answer_is_understood_as_well() {
         {
             assert!(value(&result, name).is_some(), "{kind} {name}");
         }
-        assert!(format!("{:?}", result.samples).contains(version), "{kind}");
+        let samples = format!("{:?}", result.samples);
+        assert!(samples.contains(version) && samples.contains("(\"es_master_node\", \"true\")"), "{kind}: {samples}");
         failed(&ask(&node, "index: haystack, word: absent").await, Reason::Mismatch, "expected a document with the word absent");
         node.call(Method::PUT, "/haystack/_settings", r#"{"index.blocks.read_only_allow_delete": true}"#).await;
         failed(&ask(&node, haystack).await, Reason::Blocked, "index haystack takes no writes");

@@ -162,8 +162,12 @@ fn disks(node: &Value) -> impl Iterator<Item = &Value> {
 pub(super) fn record_node(rec: &mut Recorder, stats: &Value) {
     for node in nodes(stats) {
         let roles: Vec<&str> = node["roles"].as_array().into_iter().flatten().filter_map(Value::as_str).take(MAX_ENTRIES).collect();
-        let has = |role: &str| if roles.iter().any(|have| have.starts_with(role)) { "true" } else { "false" };
-        let (master, data, ingest) = (has("master"), has("data"), has("ingest"));
+        let has = |names: &[&str]| {
+            let is = roles.iter().any(|role| names.iter().any(|name| role.starts_with(name)));
+            if is { "true" } else { "false" }
+        };
+        // `data_hot` and its like are data too; the second word for a master is OpenSearch's.
+        let (master, data, ingest) = (has(&["master", "cluster_manager"]), has(&["data"]), has(&["ingest"]));
         // As the exporter has it: a node that only hands requests on.
         let client = if [master, data, ingest].contains(&"true") { "false" } else { "true" };
         let own = [
