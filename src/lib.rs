@@ -49,7 +49,7 @@
 //! | `src/alerts.rs` | the table of what is active now, with a change signal |
 //! | `src/store` | what survives a crash: memory is the truth, written through to SQLite, each record with a checksum |
 //! | `src/mute` | why something is not said now: silence, hold, maintenance, first look and boot, `depends_on`, our own actions |
-//! | `src/probe` | the trait, the scheduler, and one file or folder per service |
+//! | `src/probe` | the trait, the scheduler, and one file or folder per service; what a probe must know over a restart it keeps in the store |
 //! | `src/promql` | evaluates a parsed expression at one instant over the window |
 //! | `src/notify` | route, dispatch, dedup, message, outbox, email, webhook |
 //! | `src/remediate` | guard (decides), runner (acts, verifies, records), and the ways to act |

@@ -165,7 +165,10 @@ type Patience = Arc<dyn Fn(&str) -> Duration + Send + Sync>;
 const VERIFY_EVERY: Duration = Duration::from_secs(2);
 
 impl Scoped {
-    fn new(loaded: Loaded, scheduled: Vec<Scheduled>, sink: Sink, metrics: &Arc<Metrics>, tasks: Tasks) -> Self {
+    fn new(loaded: Loaded, mut scheduled: Vec<Scheduled>, sink: Sink, metrics: &Arc<Metrics>, store: &Store, tasks: Tasks) -> Self {
+        for Scheduled { target, probe } in &mut scheduled {
+            probe.remember(target, store);
+        }
         let edges = loaded.config.probes.0.iter();
         let edges = edges.map(|(name, probe)| (name.value.clone(), probe.depends_on.iter().map(|on| on.value.clone()).collect()));
         // The configuration was checked for circles and unknown names.
@@ -227,7 +230,7 @@ impl App {
         let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
         let starting = booting::watch(&loaded.config.startup, &tasks);
         let sink = sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone());
-        let scoped = Arc::new(Mutex::new(Scoped::new(loaded, scheduled, sink, &metrics, scoped_tasks)));
+        let scoped = Arc::new(Mutex::new(Scoped::new(loaded, scheduled, sink, &metrics, &store, scoped_tasks)));
         let alerts = AlertTable::default();
         let wiring = remediate::Wiring {
             alerts: alerts.clone(),
@@ -354,7 +357,7 @@ impl App {
         let old = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
         old.stop(STOP_WITHIN).await;
         let sink = sink(&self.snapshot, &self.window, &self.nudge, loaded.config.site.labels.clone());
-        let fresh = Scoped::new(loaded, scheduled, sink, &self.metrics, tasks);
+        let fresh = Scoped::new(loaded, scheduled, sink, &self.metrics, &self.store, tasks);
         {
             let mut scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
             let kept: Vec<String> = fresh.scheduler.targets().iter().map(ToString::to_string).collect();

@@ -16,7 +16,7 @@ use std::time::Duration;
 use http_body_util::{BodyExt, Full};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
-use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
+use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper_util::rt::TokioIo;
 use tokio::time::Instant;
 
@@ -183,10 +183,9 @@ impl Request {
         self
     }
 
-    /// Adds user and password.
-    pub fn basic(self, user: &str, password: &Secret) -> Self {
-        let both = format!("{user}:{}", password.expose());
-        self.header("authorization", format!("Basic {}", base64(both.as_bytes())))
+    /// Logs in by `Basic` (RFC 7617).
+    pub fn basic(self, username: &str, password: &Secret) -> Self {
+        self.header(AUTHORIZATION.as_str(), format!("Basic {}", base64(format!("{username}:{}", password.expose()).as_bytes())))
     }
 
     /// Returns where it connects to.

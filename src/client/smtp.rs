@@ -598,7 +598,7 @@ fn stuffed(message: &[u8]) -> Vec<u8> {
     out
 }
 
-/// RFC 4648 §4, for `AUTH`.
+/// RFC 4648 §4, for `AUTH` and for HTTP's `Basic`.
 pub(super) fn base64(bytes: &[u8]) -> String {
     const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut text = String::new();

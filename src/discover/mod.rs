@@ -134,7 +134,9 @@ impl Found {
                 self.add("rabbitmq", &tcp, format!("RabbitMQ at {address}: whether the port opens"))
             }
             ("java", 9200) | ("" | "docker-proxy", 9200) => {
-                self.add("elasticsearch", &tcp, format!("Elasticsearch at {address}: whether the port opens"))
+                self.add("elasticsearch", &tcp, format!("Elasticsearch at {address}: whether the port opens"));
+                // Not asked: whether it speaks TLS cannot be seen from here, nor which index the site uses.
+                self.left_out.push(format!("the documents of Elasticsearch at {address}; name the index under probes: (elasticsearch: {{url: \"http://{address}\", index: …}})"));
             }
             ("", 80 | 443) => {
                 self.add(&format!("web-{number}"), &tcp, format!("a web server at {address}: whether the port opens"));
@@ -232,6 +234,7 @@ mod tests {
             (Some("ssh -N -L 3307:db:3306 -L 8080:web:80 jump"), 3307),
             (Some("ssh -N -L 3307:db:3306 -L 8080:web:80 jump"), 8080),
             (Some("ssh -N jump"), 9000),
+            (Some("java"), 9200),
             (None, 4711),
             (Some("sshd"), 22),
         ] {

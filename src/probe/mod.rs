@@ -16,7 +16,8 @@ use futures_util::future::BoxFuture;
 use crate::client::amqp::Broker;
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
 use crate::model::decode::{Documented, KeyDoc, Spanned};
-use crate::model::{Failure, Family, Reason, Sample, Sight};
+use crate::model::{Failure, Family, Reason, Sample, Sight, Target};
+use crate::store::Store;
 use crate::tasks::Tasks;
 
 /// The most samples one run may give; what is more is dropped and counted.
@@ -40,6 +41,10 @@ pub trait Probe: Send + Sync {
     fn sight(&self) -> Sight {
         Sight::Full
     }
+
+    /// Takes the state, for what this probe must know over a restart; called once, before the first run, and not where
+    /// there is no state (`proctor check`).
+    fn remember(&mut self, _target: &Target, _store: &Store) {}
 
     /// The exporter's own `<x>_up`, set by the scheduler from the outcome where the run did not record it itself.
     fn up(&self) -> Option<&'static Family> {
@@ -281,6 +286,8 @@ kinds! {
     tunnel: TunnelConfig,
     /// Asks RabbitMQ: its queues and their consumers, whether it takes messages, its alarms and limits.
     rabbitmq: RabbitmqConfig [shared],
+    /// Asks Elasticsearch or OpenSearch: a document out of the index, blocks, health, the node's own numbers.
+    elasticsearch: ElasticsearchConfig,
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

@@ -24,6 +24,7 @@ pub const MAX_RULES: usize = 5000;
 /// The rules that Proctor brings with it.
 const BUILT_IN: &[(&str, &str)] = &[
     ("built-in/certificate.yml", include_str!("../../alerts/certificate.yml")),
+    ("built-in/elasticsearch.yml", include_str!("../../alerts/elasticsearch.yml")),
     ("built-in/probes.yml", include_str!("../../alerts/probes.yml")),
     ("built-in/proctor.yml", include_str!("../../alerts/proctor.yml")),
     ("built-in/rabbitmq.yml", include_str!("../../alerts/rabbitmq.yml")),

@@ -145,14 +145,22 @@ fn the_page_of_a_probe_names_its_metrics_and_keys() {
         for key in KEYS[index] {
             assert!(named.iter().any(|name| name == key.name), "{kind}: the key {} is missing", key.name);
         }
+        // `name`, `name{label}`, `name_{one,other}_total`, `name_*`
+        let pattern = |token: &str| {
+            let token = token.replace('*', "[a-z0-9_]*").replace('{', "(").replace('}', ")").replace(',', "|");
+            Regex::new(&format!("^{token}$")).unwrap_or_else(|error| panic!("{kind}: {error}"))
+        };
+        let token = Regex::new(r"`([a-z][a-z0-9_]*_[a-z0-9_{},*]*)`").expect("is a pattern");
+        let labels = Regex::new(r"\{[a-z_,]+\}$").expect("is a pattern");
+        let tokens = token.captures_iter(&page).flat_map(|found| [found[1].to_owned(), labels.replace(&found[1], "").into_owned()]);
+        let metrics: Vec<Regex> = tokens.map(|token| pattern(&token)).collect();
         let probe = root().join("src/probe");
         let file = probe.join(format!("{kind}.rs"));
         let sources = if file.exists() { vec![file] } else { files(&probe.join(&kind), "rs") };
         for path in sources {
             let source = fs::read_to_string(&path).expect("is text");
             for metric in family.captures_iter(&source).map(|found| found[1].to_owned()) {
-                let covers = |name: &String| name.strip_suffix('*').map_or(*name == metric, |prefix| metric.starts_with(prefix));
-                assert!(named.iter().any(covers) || page.contains(&format!("`{metric}")), "{kind}: the metric {metric} is missing");
+                assert!(metrics.iter().any(|token| token.is_match(&metric)), "{kind}: the metric {metric} is missing");
             }
         }
     }

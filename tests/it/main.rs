@@ -20,6 +20,7 @@ mod pipeline;
 mod probes_certificate;
 mod probes_data;
 mod probes_rabbitmq;
+mod probes_search;
 mod probes_tunnel;
 mod probes_web;
 mod promql;
