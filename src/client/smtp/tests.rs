@@ -26,7 +26,6 @@ fn no_message_can_end_early() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
     fn no_bytes_of_a_relay_break_the_reading(bytes in proptest::collection::vec(prop_oneof![Just(b'2'), Just(b'5'), Just(b'0'), Just(b'-'), Just(b' '), Just(b'\r'), Just(b'\n'), any::<u8>()], 0..800)) {
         if let Ok(reply) = read(&bytes) {
