@@ -44,8 +44,9 @@ const SERIES_PER_TARGET: usize = 30;
 const MAX_SERIES: usize = 200_000;
 
 impl Limits {
-    /// Returns the limits for so many targets. A series with a sample every 15 s costs about 1.3 KiB at the least
-    /// look-back (docs/performance.md): at most 65 MiB without targets, 260 MiB with 5,000 and more.
+    /// Returns the limits for so many targets. A series with a sample every 15 s costs 2.2 KiB at the least look-back, its
+    /// share of the target and of `/metrics` included (docs/performance.md): at most 110 MiB where there are few targets,
+    /// 440 MiB where there are 5,000 and more.
     pub fn for_targets(targets: usize) -> Self {
         Self { series: targets.saturating_mul(SERIES_PER_TARGET).saturating_add(SERIES).min(MAX_SERIES), samples: 8_000_000 }
     }
