@@ -62,7 +62,8 @@
 //! | `templates` | the HTML of the status page and of mails |
 //! | `alerts` | Prometheus rule files, used by Proctor and by Prometheus unchanged; `alerts/tests` in promtool's format |
 //! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
-//! | `docs/performance.md`, `benches` | what it costs, and what measures that |
+//! | `docs/performance.md` | what Proctor costs in time and memory |
+//! | `benches` | what measures that: beside other programs, and piece by piece |
 //! | `deploy` | the commented example configuration |
 //! | `tests/it` | one integration binary against real services |
 //! | `tests/stack` | installs and starts the real services |
