@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PROCTOR_STACK ?= /tmp/proctor-stack
 
-.PHONY: run test lint promtool3-verdicts
+.PHONY: run test bench test-slow lint promtool3-verdicts
 
 ## Builds Proctor and starts it with nothing configured: it looks at the host and watches what it finds.
 run:
@@ -15,6 +15,20 @@ test:
 	tests/stack/stack install
 	@set -e; trap 'tests/stack/stack stop' EXIT; tests/stack/stack start; \
 	REQUIRE_SERVICES=1 $(CARGO) test --locked
+
+## Measures Proctor beside nginx, blackbox_exporter and Monit, and fails where it misses what is wanted (docs/performance.md).
+bench:
+	tests/stack/stack bench-install
+	$(CARGO) build --release --locked
+	benches/peers.py $(PARTS)
+
+CASES ?= 20000
+## What is too slow for every change: hostile input in many cases (CASES), and a soak (SOAK_MINUTES, default 5).
+test-slow:
+	tests/stack/stack install
+	PROPTEST_CASES=$(CASES) REQUIRE_SERVICES=1 $(CARGO) test --locked --lib
+	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --test it -- hostile_text promql::no_ mail::whatever_the_texts
+	REQUIRE_SERVICES=1 $(CARGO) test --locked --test it -- --ignored --nocapture
 
 lint:
 	$(CARGO) fmt --check

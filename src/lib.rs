@@ -63,6 +63,8 @@
 //! | `alerts` | Prometheus rule files, used by Proctor and by Prometheus unchanged; `alerts/tests` in promtool's format |
 //! | `docs` | pages for people; what they show is run by tests |
 //! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
+//! | `docs/performance.md` | what Proctor costs in time and memory |
+//! | `benches` | what measures that: beside other programs, and piece by piece |
 //! | `deploy` | the commented example configuration |
 //! | `docs/life.md` | for people who run it: start, stop, reload, watchdog, heartbeat, exit codes |
 //! | `tests/it` | one integration binary against real services |

@@ -73,11 +73,11 @@ struct Entry {
     rendered: Rendered,
 }
 
+/// The body in one format, and when it was joined.
 #[derive(Debug, Default)]
 struct Joined {
     at: Option<Timestamp>,
-    open_metrics: Body,
-    text: Body,
+    body: Body,
 }
 
 #[derive(Debug, Default)]
@@ -90,7 +90,8 @@ struct Inner {
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     inner: Arc<RwLock<Inner>>,
-    joined: Arc<Mutex<Joined>>,
+    /// By format: what nobody asks for is not made.
+    joined: Arc<[Mutex<Joined>; 2]>,
     metrics: Arc<Metrics>,
 }
 
@@ -150,17 +151,14 @@ impl Snapshot {
     /// Returns the body of `/metrics`: the last one, or a new one where that is older than [`JOIN_EVERY`].
     pub fn body(&self, format: Format, now: Timestamp) -> Body {
         // Held while joining: scrapes that come meanwhile wait the few milliseconds and share the result.
-        let mut joined = self.joined.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut joined = self.joined[format as usize].lock().unwrap_or_else(PoisonError::into_inner);
         if joined.at.is_none_or(|at| now.since(at) >= JOIN_EVERY) {
-            self.join(&mut joined, now);
+            *joined = Joined { at: Some(now), body: self.join(format, now) };
         }
-        match format {
-            Format::OpenMetrics => joined.open_metrics.clone(),
-            Format::Text => joined.text.clone(),
-        }
+        joined.body.clone()
     }
 
-    fn join(&self, joined: &mut Joined, now: Timestamp) {
+    fn join(&self, format: Format, now: Timestamp) -> Body {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         let mut families: BTreeMap<&'static str, (&'static Family, Vec<&str>)> = BTreeMap::new();
         let fresh = |entry: &&Entry| entry.latest.as_ref().is_some_and(|latest| now.since(entry.rendered.at) <= latest.target.valid_for());
@@ -171,27 +169,24 @@ impl Snapshot {
         }
         let own = self.metrics.encode();
         let own = own.strip_suffix("# EOF\n").unwrap_or(&own);
-        for format in [Format::OpenMetrics, Format::Text] {
-            let size =
-                families.values().flat_map(|(_, chunks)| chunks).map(|lines| lines.len()).sum::<usize>() + own.len() + 200 * families.len();
-            let mut body = String::with_capacity(size);
-            for (family, chunks) in families.values() {
-                head(&mut body, family, format);
-                chunks.iter().for_each(|lines| body.push_str(lines));
-            }
-            match format {
-                Format::OpenMetrics => {
-                    body.push_str(own);
-                    body.push_str("# EOF\n");
-                    joined.open_metrics = Body::of(body);
-                }
-                Format::Text => {
-                    own_as_text(&mut body, own);
-                    joined.text = Body::of(body);
-                }
-            }
+        let size =
+            families.values().flat_map(|(_, chunks)| chunks).map(|lines| lines.len()).sum::<usize>() + own.len() + 200 * families.len();
+        let mut body = String::with_capacity(size);
+        for (family, chunks) in families.values() {
+            head(&mut body, family, format);
+            chunks.iter().for_each(|lines| body.push_str(lines));
         }
-        joined.at = Some(now);
+        match format {
+            Format::OpenMetrics => {
+                body.push_str(own);
+                body.push_str("# EOF\n");
+            }
+            Format::Text => own_as_text(&mut body, own),
+        }
+        // Compressing takes longest, and results must not wait for it.
+        drop(families);
+        drop(inner);
+        Body::of(body)
     }
 }
 

@@ -71,8 +71,10 @@ impl Tasks {
             running.insert(key, name.clone());
             key
         };
+        // In a box: each wrapper around a future would hold room for it once more, and there is a task per target.
+        let task = AssertUnwindSafe(Box::pin(task)).catch_unwind();
         tokio::spawn(self.tracker.track_future(async move {
-            if let Err(panic) = AssertUnwindSafe(task).catch_unwind().await {
+            if let Err(panic) = task.await {
                 let why = panic_text(&*panic);
                 tracing::error!(task = name, why, "a task panicked: this is a defect of Proctor");
                 panics.lock().unwrap_or_else(PoisonError::into_inner).push(format!("{name}: {why}"));
@@ -83,7 +85,7 @@ impl Tasks {
 
     /// Spawns a loop under a name, to be ended by the stop: the future is dropped at its next await.
     pub fn spawn_until_stopped(&self, name: impl Into<String>, task: impl Future<Output = ()> + Send + 'static) {
-        let token = self.token();
+        let (token, task) = (self.token(), Box::pin(task));
         self.spawn(name, async move {
             token.run_until_cancelled(task).await;
         });

@@ -36,9 +36,25 @@ pub struct Limits {
     pub samples: usize,
 }
 
+/// Series beside those of the targets: Proctor's own, what rules record, one probe with very many.
+const SERIES: usize = 50_000;
+/// Series for each target.
+const SERIES_PER_TARGET: usize = 30;
+/// The most series, whatever the number of targets.
+const MAX_SERIES: usize = 200_000;
+
+impl Limits {
+    /// Returns the limits for so many targets. A series with a sample every 15 s costs 2.2 KiB at the least look-back, its
+    /// share of the target and of `/metrics` included (docs/performance.md): at most 110 MiB where there are few targets,
+    /// 440 MiB where there are 5,000 and more.
+    pub fn for_targets(targets: usize) -> Self {
+        Self { series: targets.saturating_mul(SERIES_PER_TARGET).saturating_add(SERIES).min(MAX_SERIES), samples: 8_000_000 }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
-        Self { series: 50_000, samples: 8_000_000 }
+        Self::for_targets(0)
     }
 }
 
@@ -120,6 +136,14 @@ impl Window {
             next_sweep: Timestamp(i64::MIN),
         };
         Self { table: Arc::new(RwLock::new(table)), metrics }
+    }
+
+    /// Sets how much it holds at most; what it holds already stays.
+    pub fn set_limits(&self, limits: Limits) {
+        self.write(|table| {
+            table.limits = limits;
+            0
+        });
     }
 
     /// Sets how long samples are kept, at least [`MIN_LOOK_BACK`], at most [`MAX_LOOK_BACK`]; older ones are dropped now.

@@ -13,7 +13,7 @@ mod repairing;
 mod telling;
 mod view;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -303,6 +303,7 @@ impl App {
         };
         self.snapshot.announce(&scheduler.targets());
         let look_back = loaded.rules.iter().flat_map(|group| &group.rules).map(|rule| rule.expr.look_back()).max();
+        self.window.set_limits(Limits::for_targets(scheduler.targets().len()));
         self.window.set_look_back(look_back.unwrap_or_default());
         let snapshot = self.snapshot.clone();
         let context = Context {
@@ -360,7 +361,7 @@ impl App {
         let fresh = Scoped::new(loaded, scheduled, sink, &self.metrics, &self.store, tasks);
         {
             let mut scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
-            let kept: Vec<String> = fresh.scheduler.targets().iter().map(ToString::to_string).collect();
+            let kept: HashSet<String> = fresh.scheduler.targets().iter().map(ToString::to_string).collect();
             for gone in scoped.scheduler.targets().iter().map(ToString::to_string).filter(|name| !kept.contains(name)) {
                 self.window.forget_owner(&gone, tasks::now());
             }
@@ -437,15 +438,16 @@ impl App {
 /// something else than the last one is judged at once.
 fn sink(snapshot: &Snapshot, window: &Window, nudge: &Nudge, site: Labels) -> Sink {
     let (snapshot, window, nudge) = (snapshot.clone(), window.clone(), nudge.clone());
+    // One text for all series.
+    let [named, of_probe, of_target] = [crate::model::labels::NAME, "probe", "target"].map(Arc::<str>::from);
     Arc::new(move |result: ProbeResult| {
         let changed = snapshot.accept(&result);
         let target = &result.target;
         let series = result.samples.iter().map(|sample| {
             let own = sample.labels.iter().map(|(name, value)| (Arc::from(*name), Arc::from(&**value)));
-            let named =
-                [(Arc::from(crate::model::labels::NAME), Arc::from(sample.family.name)), (Arc::from("probe"), target.probe.clone())];
-            let one = target.target.clone().map(|target| (Arc::from("target"), target));
-            (site.with(own.chain(named).chain(one)), sample.value)
+            let common = [(named.clone(), Arc::from(sample.family.name)), (of_probe.clone(), target.probe.clone())];
+            let one = target.target.clone().map(|target| (of_target.clone(), target));
+            (site.with(own.chain(common).chain(one)), sample.value)
         });
         window.accept(&target.to_string(), result.at, series);
         if changed {

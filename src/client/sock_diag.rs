@@ -424,4 +424,22 @@ mod tests {
             unix_row(&vec![4; 90][..length]);
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_makes_the_reading_panic_or_dwell(bytes: Vec<u8>, kind in proptest::sample::select(vec![BY_FAMILY, DONE, ERROR]), length in 0u32..200) {
+            let mut message = length.to_ne_bytes().to_vec();
+            message.extend(kind.to_ne_bytes());
+            message.extend([0; 10]);
+            message.extend(&bytes);
+            for answer in [&bytes, &message] {
+                drop(reply(answer, &mut |row| {
+                    inet_row(row);
+                    pair_row(row);
+                    sending_row(row);
+                    unix_row(row);
+                }));
+            }
+        }
+    }
 }

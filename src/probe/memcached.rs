@@ -316,6 +316,8 @@ impl Talk {
 
 #[cfg(test)]
 mod tests {
+    use proptest::strategy::Strategy as _;
+
     use super::*;
 
     #[test]
@@ -337,5 +339,39 @@ mod tests {
         let names: std::collections::BTreeSet<_> = PLAIN.iter().map(|(_, family)| family.name).collect();
         assert_eq!(names.len(), PLAIN.len());
         assert!(PLAIN.iter().all(|(_, f)| f.name.ends_with("_total") == (f.kind == crate::model::Kind::Counter)));
+    }
+
+    /// Reads one answer to `stats` out of these bytes, after which the server closes.
+    fn read(bytes: &[u8]) -> Result<Vec<(String, String)>, Failure> {
+        use std::io::Write;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        runtime.block_on(async {
+            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().expect("a pair");
+            ours.set_nonblocking(true).expect("is set");
+            theirs.write_all(bytes).expect("fits the socket");
+            theirs.shutdown(std::net::Shutdown::Write).expect("is open");
+            let stream = Stream::Unix(tokio::net::UnixStream::from_std(ours).expect("is taken"));
+            Talk::new(stream).stats(&Endpoint::parse("127.0.0.1:11211").expect("is an address")).await
+        })
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_answer_to_stats_breaks_the_reading(
+            pieces in proptest::collection::vec(proptest::prop_oneof![
+                proptest::sample::select(vec![&b"STAT "[..], b"pid", b" ", b"1", b"18446744073709551616", b"-1", b"nan", b"\r\n", b"\n", b"END\r\n", b"uptime", b"curr_connections", b"max_connections"]).prop_map(<[u8]>::to_vec),
+                proptest::collection::vec(proptest::num::u8::ANY, 0..9),
+            ], 0..80),
+        ) {
+            use proptest::prelude::*;
+            let bytes = pieces.concat();
+            if let Ok(stats) = read(&bytes) {
+                prop_assert!(String::from_utf8_lossy(&bytes).contains("END"));
+                prop_assert!(stats.iter().all(|(name, value)| !name.contains([' ', '\n']) && !value.contains('\n')));
+                let config = MemcachedConfig { address: Endpoint::parse("127.0.0.1:11211").expect("is an address"), canary: false };
+                let memcached = Memcached { config, key: String::new(), runs: AtomicU64::new(0), last_uptime: AtomicU64::new(9), standing: Arc::default() };
+                memcached.record(&mut Recorder::default(), &stats);
+            }
+        }
     }
 }

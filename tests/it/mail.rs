@@ -582,7 +582,7 @@ fn hostile_text() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(300) })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn whatever_the_texts_hold_a_mail_has_exactly_the_declared_headers(
         texts in proptest::collection::vec(hostile_text(), 9),

@@ -1,0 +1,248 @@
+#!/usr/bin/env python3
+"""Measures Proctor beside its peers, in one run and on one machine, and says where it misses what is wanted.
+
+    benches/peers.py [serve] [memory] [targets] [scale]    default: all but scale, which says whether cost grows with targets
+
+Needs target/release/proctor and what `tests/stack/stack bench-install` installs. Ratios are medians over rounds that
+take turns, so that another program that keeps the machine busy meets Proctor and its peers alike.
+"""
+import os
+import platform
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROCTOR = Path(os.environ.get("PROCTOR_BIN", ROOT / "target/release/proctor"))
+ROUNDS, ROUND_SECONDS = 7, 3
+ACTIVE_SECONDS = int(os.environ.get("BENCH_SECONDS", 60))
+MIB = 1 << 20
+started, rows = [], []
+
+
+def port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def start(name, *argv, env=None):
+    process = subprocess.Popen(argv, env=env, stdout=open(dir / f"{name}.log", "wb"), stderr=subprocess.STDOUT)
+    started.append(process)
+    return process
+
+
+def stop(process):
+    started.remove(process)
+    process.terminate()
+    process.wait(20)
+
+
+def get(url):
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return answer.read()
+
+
+def wait_for(what, done, seconds=60):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if done():
+                return
+        except OSError:
+            pass
+        time.sleep(0.05)
+    logs = "\n".join(f"--- {log.name}\n{log.read_text(errors='replace')[-2000:]}" for log in dir.glob("*.log"))
+    sys.exit(f"bench: {what} is not there after {seconds} s\n{logs}")
+
+
+def write(name, text):
+    (dir / name).write_text(text)
+    return str(dir / name)
+
+
+def nginx():
+    """One nginx is the peer, and what is asked: a static file, stub_status, TLS, and an open port on all of 127.0.0.0/8."""
+    plain, tls = port(), port()
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "90", "-subj", "/CN=localhost", "-addext",
+                    "subjectAltName=DNS:localhost", "-addext", "basicConstraints=critical,CA:FALSE", "-keyout", dir / "key.pem", "-out", dir / "cert.pem"], check=True, capture_output=True)
+    authorities = Path("/etc/ssl/certs/ca-certificates.crt")
+    write("trust.pem", (dir / "cert.pem").read_text() + (authorities.read_text() if authorities.exists() else ""))
+    (dir / "www").mkdir()
+    write("www/index.html", "all is well\n")
+    config = f"""daemon off; worker_processes auto; pid {dir}/nginx.pid; error_log {dir}/nginx-error.log; user root;
+        events {{ worker_connections 8192; }}
+        http {{ access_log off; sendfile on; tcp_nopush on; keepalive_requests 1000000; client_body_temp_path {dir}/b; proxy_temp_path {dir}/p;
+          fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;
+          server {{ listen 0.0.0.0:{plain} backlog=8192; listen 127.0.0.1:{tls} ssl; ssl_certificate {dir}/cert.pem; ssl_certificate_key {dir}/key.pem;
+            root {dir}/www; location = /status {{ stub_status; }} }} }}"""
+    start("nginx", "nginx", "-c", write("nginx.conf", config))
+    wait_for("nginx", lambda: get(f"http://127.0.0.1:{plain}/"))
+    return plain, tls
+
+
+class Proctor:
+    def __init__(self, name, probes, defaults):
+        at = port()
+        config = f"""web: {{listen: "127.0.0.1:{at}"}}
+state: {{path: {dir}/{name}.db}}
+control: {{socket: {dir}/{name}.sock}}
+defaults: {defaults}
+probes:
+{probes}"""
+        # What TLS trusts: this host's authorities, as on any site, and the one of the run.
+        env = os.environ | {"SSL_CERT_FILE": str(dir / "trust.pem")}
+        self.url = f"http://127.0.0.1:{at}"
+        self.process = start(name, PROCTOR, "--config", write(f"{name}.yml", config), "serve", env=env)
+        wait_for("Proctor", lambda: get(self.url + "/-/ready"))
+
+    def metrics(self):
+        return get(self.url + "/metrics").decode()
+
+    def sum(self, metric, text=None):
+        return sum(float(value) for value in re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", text or self.metrics(), re.M))
+
+    def spent(self):
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def memory(pid):
+    """Returns the resident memory in bytes: whole, and its anonymous part."""
+    text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    return [int(re.search(rf"^{name}:\s+(\d+) kB", text, re.M)[1]) * 1024 for name in ("Rss", "Anonymous")]
+
+
+def scrape_for(proctor, seconds):
+    """Scrapes once a second, as much more often than Prometheus does."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        proctor.metrics()
+        time.sleep(1)
+
+
+def judge(what, measured, wanted, ok):
+    rows.append((what, measured, wanted, "ok" if ok else "MISSED"))
+    print(f"bench: {what}: {measured} (wanted: {wanted})", flush=True)
+
+
+def wrk(url):
+    out = subprocess.run(["wrk", "-t2", "-c16", f"-d{ROUND_SECONDS}s", url], check=True, capture_output=True, text=True).stdout
+    if "Non-2xx" in out or "Socket errors" in out:
+        sys.exit(f"bench: {url}:\n{out}")
+    return float(re.search(r"Requests/sec:\s+([\d.]+)", out)[1])
+
+
+def tcp_probes(count):
+    return "".join(f"  t{n}: {{tcp: {{address: \"127.0.{n // 250}.{n % 250 + 1}:{PLAIN}\"}}}}\n" for n in range(count))
+
+
+def serve():
+    """/metrics of about 8 KB beside nginx with the same bytes, and blackbox_exporter's own /metrics."""
+    proctor = Proctor("serve", tcp_probes(5), "{interval: 15s}")
+    body = get(proctor.url + "/metrics")
+    (dir / "www/metrics").write_bytes(body)
+    blackbox = port()
+    exporter = start("blackbox", "prometheus-blackbox-exporter", f"--web.listen-address=127.0.0.1:{blackbox}",
+                     "--config.file=" + write("blackbox.yml", "modules: {}\n"))
+    urls = [proctor.url + "/metrics", f"http://127.0.0.1:{PLAIN}/metrics", f"http://127.0.0.1:{blackbox}/metrics"]
+    wait_for("blackbox_exporter", lambda: get(urls[2]))
+    rounds = [[wrk(url) for url in urls] for _ in range(ROUNDS)]
+    ours, static, theirs = (statistics.median(column) for column in zip(*rounds))
+    print(f"bench: requests/s: Proctor {ours:.0f}, nginx {static:.0f}, blackbox_exporter {theirs:.0f}; {len(body)} bytes")
+    beside_nginx = statistics.median(one[0] / one[1] for one in rounds)
+    judge(f"/metrics ({len(body)} bytes), requests/s beside nginx", f"{beside_nginx:.2f}", "≥ 0.50", beside_nginx >= 0.5)
+    beside_blackbox = statistics.median(one[0] / one[2] for one in rounds)
+    judge("/metrics, requests/s beside blackbox_exporter", f"{beside_blackbox:.1f}", "≥ 5.0", beside_blackbox >= 5)
+    stop(exporter)
+    stop(proctor.process)
+
+
+def rss():
+    """Twenty targets of all kinds that need no more than nginx and memcached, asked every second; Monit asks as many."""
+    cache = port()
+    start("memcached", "memcached", "-u", "root", "-l", "127.0.0.1", "-p", str(cache))
+    plain, tls = f"127.0.0.1:{PLAIN}", f"localhost:{TLS}"
+    probes = [f"tcp: {{address: \"127.0.0.{n + 1}:{PLAIN}\"}}" for n in range(5)]
+    probes += [f"http: {{url: \"http://{plain}/?{n}\", body: well}}" for n in range(5)]
+    probes += [f"http: {{url: \"https://{tls}/?{n}\"}}" for n in range(3)]
+    probes += [f"memcached: {{address: \"127.0.0.1:{cache}\"}}"] * 2
+    probes += [f"nginx: {{status: \"http://{plain}/status\", sites: [\"http://{plain}/\"]}}"]
+    probes += [f"certificate: {{files: [{dir}/cert.pem], served: [\"{tls}\"]}}"]
+    probes += [f"gunicorn: {{listen: \"{plain}\", host_header: localhost}}"]
+    proctor = Proctor("memory", "".join(f"  p{n}: {{{probe}}}\n" for n, probe in enumerate(probes)), "{interval: 1s, timeout: 1s}")
+    count = proctor.sum("probe_success")
+    for failed in re.findall(r"^probe_failure_info.*", proctor.metrics(), re.M):
+        print(f"bench: {failed}")
+    checks = [f"if failed port {PLAIN} address 127.0.0.{n % 250 + 1} then alert" for n in range(10)]
+    checks += [f"if failed port {PLAIN} protocol http request \"/?{n}\" then alert" for n in range(5)]
+    checks += [f"if failed port {TLS} protocol https request \"/?{n}\" with ssl options {{verify: disable, selfsigned: allow}} then alert" for n in range(5)]
+    text = f"set daemon 1\nset pidfile {dir}/monit.pid\nset idfile {dir}/monit.id\nset statefile {dir}/monit.state\nset log {dir}/monit.txt\n"
+    text += "".join(f"check host h{n} with address 127.0.0.1\n  {check}\n" for n, check in enumerate(checks))
+    os.chmod(write("monitrc", text), 0o600)
+    monit = start("monit", "monit", "-I", "-c", str(dir / "monitrc"))
+    scrape_for(proctor, ACTIVE_SECONDS)
+    (whole, anonymous), (peer, _) = memory(proctor.process.pid), memory(monit.pid)
+    judge("targets that were asked and found well", f"{count:.0f}", "20", count == 20)
+    judge(f"RSS after {ACTIVE_SECONDS} s at 20 targets a second", f"{whole / MIB:.1f} MiB", "≤ 20 MiB", whole <= 20 * MIB)
+    judge("its anonymous part, beside all of Monit's RSS", f"{anonymous / MIB:.1f} MiB", f"≤ {peer / MIB:.1f} MiB", anonymous <= peer)
+    stop(monit)
+    stop(proctor.process)
+
+
+def tcp(count, seconds):
+    """So many TCP targets every 15 s: returns the share of a core, missed slots, targets that are well, RSS."""
+    proctor = Proctor(f"tcp{count}", tcp_probes(count), "{interval: 15s}")
+    # The first run of all targets comes within a second of the start; after one interval each is in its slot.
+    scrape_for(proctor, 20)
+    begin, before = time.monotonic(), proctor.spent()
+    scrape_for(proctor, seconds)
+    core = (proctor.spent() - before) / (time.monotonic() - begin)
+    text = proctor.metrics()
+    missed = proctor.sum("proctor_probe_slots_missed_total", text)
+    lost = proctor.sum("proctor_window_samples_dropped_total", text) + proctor.sum("proctor_series_dropped_total", text)
+    well, whole = proctor.sum("probe_success", text), memory(proctor.process.pid)[0]
+    stop(proctor.process)
+    return core, missed, lost, well, whole
+
+
+def targets():
+    core, missed, lost, well, _ = tcp(1000, ACTIVE_SECONDS)
+    judge("1,000 TCP targets every 15 s: well", f"{well:.0f}", "1000", well == 1000)
+    judge("1,000 TCP targets every 15 s: missed slots, lost samples", f"{missed:.0f}, {lost:.0f}", "0, 0", missed == 0 and lost == 0)
+    judge("1,000 TCP targets every 15 s: cores, with a scrape a second", f"{core:.3f}", "< 0.25", core < 0.25)
+
+
+def scale():
+    print("| TCP targets every 15 s | of a core | per target | RSS | missed | lost |\n|---|---|---|---|---|---|")
+    for count in (100, 1000, 10000):
+        core, missed, lost, _, whole = tcp(count, ACTIVE_SECONDS)
+        print(f"| {count} | {core:.3f} | {core / count * 1e6:.0f} millionths | {whole / MIB:.1f} MiB | {missed:.0f} | {lost:.0f} |", flush=True)
+
+
+PARTS = {"serve": serve, "memory": rss, "targets": targets, "scale": scale}
+wanted = sys.argv[1:] or ["serve", "memory", "targets"]
+if unknown := [part for part in wanted if part not in PARTS]:
+    sys.exit(f"bench: no part {unknown[0]}\n{__doc__}")
+if not PROCTOR.exists():
+    sys.exit(f"bench: no {PROCTOR}: cargo build --release")
+with tempfile.TemporaryDirectory(prefix="proctor-bench-") as folder:
+    dir = Path(folder)
+    try:
+        PLAIN, TLS = nginx()
+        for part in wanted:
+            PARTS[part]()
+    finally:
+        for process in reversed(started):
+            process.terminate()
+model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+print(f"\n{os.cpu_count()} × {model[1] if model else platform.machine()}, Linux {platform.release()}, load {os.getloadavg()[0]:.1f}, {time.strftime('%Y-%m-%d')}")
+for row in rows:
+    print("{:<66} {:>10}  {:>10}  {}".format(*row))
+sys.exit(any(row[3] == "MISSED" for row in rows))
