@@ -139,6 +139,8 @@ fn every_metric_in_the_tables_of_a_probe_is_exported() {
 #[test]
 fn the_page_of_a_probe_names_its_metrics_and_keys() {
     let family = Regex::new(r#"Family::(?:gauge|counter|borrowed_counter)\(\s*"([a-z0-9_]+)""#).expect("is a pattern");
+    let token = Regex::new(r"`([a-z][a-z0-9_]*_[a-z0-9_{},*]*)`").expect("is a pattern");
+    let labels = Regex::new(r"\{[a-z_,]+\}$").expect("is a pattern");
     for (kind, page) in of_probes() {
         let index = KINDS.iter().position(|known| *known == kind).unwrap_or_else(|| panic!("{kind} is no kind of probe"));
         let named = first_cells(&page);
@@ -150,8 +152,6 @@ fn the_page_of_a_probe_names_its_metrics_and_keys() {
             let token = token.replace('*', "[a-z0-9_]*").replace('{', "(").replace('}', ")").replace(',', "|");
             Regex::new(&format!("^{token}$")).unwrap_or_else(|error| panic!("{kind}: {error}"))
         };
-        let token = Regex::new(r"`([a-z][a-z0-9_]*_[a-z0-9_{},*]*)`").expect("is a pattern");
-        let labels = Regex::new(r"\{[a-z_,]+\}$").expect("is a pattern");
         let tokens = token.captures_iter(&page).flat_map(|found| [found[1].to_owned(), labels.replace(&found[1], "").into_owned()]);
         let metrics: Vec<Regex> = tokens.map(|token| pattern(&token)).collect();
         let probe = root().join("src/probe");
