@@ -124,7 +124,7 @@ pub fn plan(config: &Config, tasks: &Tasks) -> Result<Vec<Scheduled>, AppError> 
                 kind,
                 interval: probe.interval.unwrap_or(config.defaults.interval),
                 timeout: probe.timeout.unwrap_or(config.defaults.timeout),
-                depends_on: probe.depends_on.iter().map(|on| on.as_str().into()).collect(),
+                depends_on: probe.needs().map(Into::into).collect(),
             };
             all.push(Scheduled { target: Arc::new(target), probe: one.probe });
         }

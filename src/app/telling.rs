@@ -78,12 +78,7 @@ impl App {
             tracing::info!("nobody is mailed: the configuration has no notify section");
             return;
         };
-        let edges = loaded
-            .config
-            .probes
-            .0
-            .iter()
-            .map(|(name, probe)| (name.value.clone(), probe.depends_on.iter().map(|on| on.value.clone()).collect()));
+        let edges = loaded.config.probes.0.iter().map(|(name, probe)| (name.value.clone(), probe.needs().map(str::to_owned).collect()));
         // The configuration was checked for circles and unknown names.
         let depends = Depends::new(edges).unwrap_or_default();
         let patience = patience(&loaded.rules);
