@@ -6,5 +6,7 @@ pub(crate) mod memcached;
 pub(crate) mod nginx;
 pub(crate) mod process;
 pub(crate) mod rabbitmq;
+pub(crate) mod site;
 pub(crate) mod smtp;
 pub(crate) mod tunnel;
+pub(crate) mod watched;
