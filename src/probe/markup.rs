@@ -184,7 +184,7 @@ impl Markup {
                 rec.set(&READY, declared.ready.into());
                 rec.set(&CONSUMERS, declared.consumers.into());
                 if declared.consumers == 0 {
-                    let what = format!("{place}: nobody consumes it, and {} questions wait: the service does not run, or has lost its connection", declared.ready);
+                    let what = format!("{place}: nobody consumes it (questions that wait: {}): the service does not run, or has lost its connection", declared.ready);
                     return Err(Failure::new(Reason::NoConsumer, what));
                 }
             }

@@ -93,7 +93,7 @@ async fn slow_wrong_silent_no_consumer_and_no_queue_are_five_reasons() {
     // No consumer, no queue.
     service.process.kill();
     let result =
-        watched.until_failed("markup", "the broker has seen it go", 10, Reason::NoConsumer, "nobody consumes it, and 0 questions wait");
+        watched.until_failed("markup", "the broker has seen it go", 10, Reason::NoConsumer, "nobody consumes it (questions that wait: ");
     assert_eq!(value(&result.await, "markup_queue_consumers", ""), Some(0.0));
     service.restart("").await;
     well(&watched.run("markup").await, true);

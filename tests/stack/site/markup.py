@@ -20,6 +20,7 @@ import os
 import re
 import sys
 import time
+from collections import deque
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from urllib.parse import urlsplit
 
@@ -60,10 +61,14 @@ def serve_queue(url):
         reply = amqp.Message(html, expiration="60000", **properties)
         channel.basic_publish(reply, exchange="", routing_key=message.properties["reply_to"])
 
-    channel.basic_consume("markdown2html_queue", no_ack=True, callback=answer)
+    # Answered outside the callback: publishing takes what has come meanwhile, and would call it within itself.
+    waiting = deque()
+    channel.basic_consume("markdown2html_queue", no_ack=True, callback=waiting.append)
     print("ready", flush=True)
     while True:
         connection.drain_events()
+        while waiting:
+            answer(waiting.popleft())
 
 
 class Handler(BaseHTTPRequestHandler):
