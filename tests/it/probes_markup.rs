@@ -7,7 +7,7 @@ use super::support::rabbitmq::Rabbitmq;
 use super::support::site::Markup;
 use super::support::watched::{Watched, failed, value, well};
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn slow_wrong_silent_no_consumer_and_no_queue_are_five_reasons() {
     let Some(mut rabbitmq) = Rabbitmq::start(true).await else { return };
     rabbitmq.ctl(&["add_vhost", "site"]);
