@@ -28,9 +28,14 @@ async fn a_beat_that_is_frozen_is_seen_by_the_age_of_its_schedule_in_every_form(
         let watched = Watched::new(&files(&schedule, "4s"));
         failed(&watched.run("beat").await, Reason::Missing, "no such schedule in any form: beat has never run with it");
         let Some(beat) = Celery::beat("memory://", &schedule, storage) else { return };
-        is_there(&folder.path().join(format!("{storage}{written}"))).await;
-        // It is written again and again, not only once.
-        tokio::time::sleep(Duration::from_secs(6)).await;
+        let file = folder.path().join(format!("{storage}{written}"));
+        is_there(&file).await;
+        let written = || std::fs::metadata(&file).and_then(|of| of.modified()).expect("it stays there");
+        let first = written();
+        eventually("it is written again and again", Duration::from_secs(20), || async {
+            (written() > first + Duration::from_secs(6)).then_some(())
+        })
+        .await;
         let result = watched.run("beat").await;
         well(&result, true);
         assert!(value(&result, "celery_beat_schedule_file_age_seconds", "").is_some_and(|age| age < 4.0), "{storage}");

@@ -48,9 +48,6 @@ impl Watched {
     pub(crate) async fn until(&self, probe: &str, what: &str, within: u64, like: impl Fn(&ProbeResult) -> bool) -> ProbeResult {
         eventually(what, Duration::from_secs(within), || async {
             let result = self.run(probe).await;
-            if !like(&result) {
-                eprintln!("{what}: not yet: {:?} {:?}", result.outcome, result.sight);
-            }
             like(&result).then_some(result)
         })
         .await
