@@ -3,7 +3,7 @@
 //! Beat has nothing that could be asked: no mailbox, no heartbeat, and between two tasks its connection is silent. Two
 //! things show that it moves. Its schedule's file is written anew at most every `beat_sync_every` tasks or 180 s, at the
 //! latest after its longest sleep of 300 s (celery/beat.py), and a task that it sends is counted by the worker that
-//! accepts it ([`count`]). A file that is old is a beat that hangs; a file that is fresh beside a count that stands still
+//! accepts it (`count`). A file that is old is a beat that hangs; a file that is fresh beside a count that stands still
 //! is a beat that sends what nobody runs.
 //!
 //! A cron job that restarts beat every hour changes neither: the file is written at the end and at the start, and last
