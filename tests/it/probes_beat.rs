@@ -187,6 +187,16 @@ async fn a_beat_that_hangs_is_told_from_one_that_sends_what_nobody_runs() {
         watched.until(probe, "it is sent again", 20, ProbeResult::is_success).await;
     }
 
+    // While the broker takes nothing the workers cannot be asked; the time begins anew when they can.
+    rabbitmq.ctl(&["set_vm_memory_high_watermark", "0.00001"]);
+    for probe in ["both", "count", "calm"] {
+        watched.until_failed(probe, "the workers cannot be asked", 20, Reason::Blocked, "low on memory").await;
+    }
+    rabbitmq.ctl(&["set_vm_memory_high_watermark", "0.4"]);
+    for probe in ["both", "count", "calm"] {
+        watched.until(probe, "they are asked, and run what is sent", 20, full).await;
+    }
+
     // A restart of beat, as cron does it every hour, and one of the worker are ordinary.
     watched.until("calm", "all is well", 20, full).await;
     let restarted = async {
