@@ -141,7 +141,7 @@ pub fn plan(config: &Config, tasks: &Tasks) -> Result<Vec<Scheduled>, AppError> 
                 kind,
                 interval: probe.interval.unwrap_or(config.defaults.interval),
                 timeout: probe.timeout.unwrap_or(config.defaults.timeout),
-                depends_on: probe.depends_on.iter().map(|on| on.as_str().into()).collect(),
+                depends_on: probe.needs().map(Into::into).collect(),
             };
             all.push(Scheduled { target: Arc::new(target), probe: one.probe });
         }
@@ -169,8 +169,7 @@ impl Scoped {
         for Scheduled { target, probe } in &mut scheduled {
             probe.remember(target, store);
         }
-        let edges = loaded.config.probes.0.iter();
-        let edges = edges.map(|(name, probe)| (name.value.clone(), probe.depends_on.iter().map(|on| on.value.clone()).collect()));
+        let edges = loaded.config.probes.0.iter().map(|(name, probe)| (name.value.clone(), probe.needs().map(str::to_owned).collect()));
         // The configuration was checked for circles and unknown names.
         let depends = Arc::new(Depends::new(edges).unwrap_or_default());
         let patience = telling::patience(&loaded, &scheduled);

@@ -21,6 +21,8 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
     {
         problems.push(heartbeat.at, why);
     }
+    let brokers = config.probes.0.iter().filter(|(_, probe)| probe.rabbitmq.is_some());
+    let brokers: Vec<&str> = brokers.map(|(name, _)| name.as_str()).collect();
     for (name, probe) in &config.probes.0 {
         check_name("probe", name, problems);
         match probe.kinds().as_slice() {
@@ -35,6 +37,7 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
             ),
         }
         check_references("probe", &probe.depends_on, &names, problems);
+        check_references("rabbitmq probe", probe.via().map_or(&[], std::slice::from_ref), &brokers, problems);
         let interval = probe.interval.unwrap_or(config.defaults.interval);
         let timeout = probe.timeout.unwrap_or(config.defaults.timeout);
         let told = format!("probe {:?}: ", name.value);
@@ -48,8 +51,7 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
             );
         }
     }
-    let edges =
-        config.probes.0.iter().map(|(name, probe)| (name.value.clone(), probe.depends_on.iter().map(|on| on.value.clone()).collect()));
+    let edges = config.probes.0.iter().map(|(name, probe)| (name.value.clone(), probe.needs().map(str::to_owned).collect()));
     for error in Depends::new(edges).err().into_iter().flatten() {
         // Names that are not known were said above, at their place.
         if matches!(error, DependsError::Cycle { .. }) {
@@ -95,8 +97,14 @@ pub(super) fn cross_undecoded(node: &Node, problems: &mut Problems) {
     let Value::Mapping(entries) = &probes.value else { return };
     let defined: BTreeSet<&str> = entries.iter().map(|(key, _)| key.text.as_str()).collect();
     let defined: Vec<&str> = defined.into_iter().collect();
+    let brokers = entries.iter().filter(|(_, probe)| entry(probe, "rabbitmq").is_some());
+    let brokers: Vec<&str> = brokers.map(|(key, _)| key.text.as_str()).collect();
     for (_, probe) in entries {
         check_references("probe", &texts(entry(probe, "depends_on")), &defined, problems);
+        for kind in crate::probe::KINDS {
+            let via = entry(probe, kind).and_then(|kind| entry(kind, "via")).and_then(text);
+            check_references("rabbitmq probe", via.as_slice(), &brokers, problems);
+        }
     }
     if let Some(Value::Mapping(actions)) = entry(node, "actions").map(|actions| &actions.value) {
         for (_, action) in actions {
@@ -113,9 +121,12 @@ fn entry<'a>(node: &'a Node, name: &str) -> Option<&'a Node> {
 
 fn texts(node: Option<&Node>) -> Vec<Spanned<String>> {
     let Some(Value::Sequence(items)) = node.map(|node| &node.value) else { return Vec::new() };
-    let text = |item: &Node| match &item.value {
-        Value::Scalar { text, .. } => Some(Spanned { value: text.clone(), at: item.at }),
-        _ => None,
-    };
     items.iter().filter_map(text).collect()
+}
+
+fn text(node: &Node) -> Option<Spanned<String>> {
+    match &node.value {
+        Value::Scalar { text, .. } => Some(Spanned { value: text.clone(), at: node.at }),
+        _ => None,
+    }
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use crate::client::amqp::Broker;
+use crate::client::amqp::{AmqpError, Broker, Settings};
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
 use crate::model::decode::{Documented, KeyDoc, Spanned};
 use crate::model::{Failure, Family, Reason, Sample, Sight, Target};
@@ -198,6 +198,16 @@ pub fn failure_at(place: impl Display, error: &NetError) -> Failure {
     Failure::new(error.reason(), format!("{place}: {}", net::chain(error)))
 }
 
+/// Turns an error of a shared broker into a failure, with the broker in front.
+pub fn failure_of_broker(broker: &Broker, error: &AmqpError) -> Failure {
+    let Settings { endpoint, vhost, username, .. } = broker.settings();
+    let hint = match error.reason() {
+        Reason::Forbidden => format!(": user {username:?} lacks a permission in vhost {vhost:?} (see docs/probes/rabbitmq.md)"),
+        _ => String::new(),
+    };
+    Failure::new(error.reason(), format!("{endpoint}: {error}{hint}"))
+}
+
 macro_rules! kinds {
     (@plan $kind:ident $config:ident $name:ident $shared:ident) => { $kind::plan($config) };
     (@plan $kind:ident $config:ident $name:ident $shared:ident shared) => { $kind::plan($config, $name, $shared) };
@@ -232,6 +242,18 @@ macro_rules! kinds {
                     set.push(stringify!($kind));
                 })+
                 set
+            }
+
+            /// Returns the `rabbitmq` probe over whose connections this one asks.
+            pub fn via(&self) -> Option<&Spanned<String>> {
+                let markup = self.markup.as_ref().and_then(|config| config.via.as_ref());
+                markup.or_else(|| self.beat.as_ref().and_then(|config| config.via.as_ref()))
+            }
+
+            /// Returns the probes that this one needs to work: what `depends_on` says, and [`ProbeConfig::via`].
+            pub fn needs(&self) -> impl Iterator<Item = &str> {
+                let via = self.via().filter(|via| self.depends_on.iter().all(|on| on.value != via.value));
+                self.depends_on.iter().chain(via).map(|on| on.as_str())
             }
 
             /// Gives what other entries may ask over, under the name of this one; connects to nothing.
@@ -288,6 +310,10 @@ kinds! {
     rabbitmq: RabbitmqConfig [shared],
     /// Asks Elasticsearch or OpenSearch: a document out of the index, blocks, health, the node's own numbers.
     elasticsearch: ElasticsearchConfig,
+    /// Asks a service that answers questions from a queue, such as the one that renders markup, or the same over HTTP.
+    markup: MarkupConfig [shared],
+    /// Asks whether celerybeat sends: by the age of its schedule's file, and by a task that somebody ran.
+    beat: BeatConfig [shared],
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

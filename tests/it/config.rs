@@ -57,6 +57,19 @@ probes:
 }
 
 #[test]
+fn a_probe_that_is_asked_over_another_names_a_rabbitmq_probe() {
+    let text = "probes:\n  rabbit: {rabbitmq: {}}\n  cache: {memcached: {address: \"127.0.0.1:1\"}}\n  a: {markup: {via: rabit}}\n  b: {beat: {via: cache, task: t}}\n";
+    let wanted = "proctor.yml:4:21: unknown rabbitmq probe \"rabit\"; did you mean \"rabbit\"?\n\
+                  proctor.yml:5:19: unknown rabbitmq probe \"cache\"; known here: rabbit\n";
+    assert_eq!(mistakes(text), wanted);
+    // Also where the file does not decode for another mistake.
+    assert_eq!(mistakes(&format!("{text}web: 7\n")).lines().filter(|line| line.contains("unknown rabbitmq probe")).count(), 2);
+    // It is a dependency, so that it can be part of a circle.
+    let circle = "probes:\n  rabbit: {rabbitmq: {}, depends_on: [a]}\n  a: {markup: {via: rabbit}}\n";
+    assert!(mistakes(circle).contains("probes depend on each other in a circle: a -> rabbit -> a"), "{}", mistakes(circle));
+}
+
+#[test]
 fn what_is_no_file_of_a_person_is_refused_at_once() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = |name: &str| folder.path().join(name);

@@ -8,6 +8,8 @@ pub(crate) mod nginx;
 pub(crate) mod process;
 pub(crate) mod proctor;
 pub(crate) mod rabbitmq;
+pub(crate) mod site;
 pub(crate) mod smtp;
 pub(crate) mod tmpfs;
 pub(crate) mod tunnel;
+pub(crate) mod watched;

@@ -1,0 +1,89 @@
+//! Probes of a whole configuration, so that one can ask over the connections of another.
+
+use std::path::Path;
+use std::time::Duration;
+
+use proctor::app;
+use proctor::config::Config;
+use proctor::metrics::Metrics;
+use proctor::model::{Failure, ProbeResult, Reason, Sight};
+use proctor::probe::scheduler::{Scheduled, run};
+use proctor::tasks::Tasks;
+use tokio::time::Instant;
+
+use super::process::eventually;
+
+/// The probes of a configuration; they keep their connections from run to run.
+pub(crate) struct Watched {
+    /// Every target.
+    pub(crate) all: Vec<Scheduled>,
+    metrics: Metrics,
+}
+
+impl Watched {
+    /// Plans what stands below `probes`.
+    #[track_caller]
+    pub(crate) fn new(probes: &str) -> Self {
+        let text = format!("probes:\n{probes}\n");
+        let config = Config::from_text(Path::new("proctor.yml"), &text).unwrap_or_else(|problems| panic!("{text}{problems:?}"));
+        Self { all: app::plan(&config, &Tasks::new()).unwrap_or_else(|why| panic!("{text}{why}")), metrics: Metrics::new() }
+    }
+
+    /// Returns a target by the name of its probe.
+    pub(crate) fn target(&self, probe: &str) -> &Scheduled {
+        self.all.iter().find(|scheduled| &*scheduled.target.probe == probe).unwrap_or_else(|| panic!("there is no probe {probe}"))
+    }
+
+    /// Runs one probe.
+    pub(crate) async fn run(&self, probe: &str) -> ProbeResult {
+        let scheduled = self.target(probe);
+        let begin = Instant::now();
+        let result = run(scheduled, &self.metrics).await.expect("this host is awake");
+        let timeout = scheduled.target.timeout;
+        assert!(begin.elapsed() < timeout + Duration::from_secs(1), "the limit of {timeout:?} holds: {:?}", begin.elapsed());
+        result
+    }
+
+    /// Runs one probe until it ends like this.
+    pub(crate) async fn until(&self, probe: &str, what: &str, within: u64, like: impl Fn(&ProbeResult) -> bool) -> ProbeResult {
+        eventually(what, Duration::from_secs(within), || async {
+            let result = self.run(probe).await;
+            like(&result).then_some(result)
+        })
+        .await
+    }
+
+    /// Runs one probe until it fails for this reason, and returns that result.
+    pub(crate) async fn until_failed(&self, probe: &str, what: &str, within: u64, reason: Reason, words: &str) -> ProbeResult {
+        let fails = |result: &ProbeResult| result.outcome.as_ref().is_err_and(|failure| failure.reason == reason);
+        let result = self.until(probe, what, within, fails).await;
+        failed(&result, reason, words);
+        result
+    }
+}
+
+/// Returns the one sample of this name, with a label of this value unless that is empty.
+#[track_caller]
+pub(crate) fn value(result: &ProbeResult, name: &str, label: &str) -> Option<f64> {
+    let fits = |sample: &&proctor::model::Sample| {
+        sample.family.name == name && (label.is_empty() || sample.labels.iter().any(|(_, value)| &**value == label))
+    };
+    let found: Vec<f64> = result.samples.iter().filter(fits).map(|sample| sample.value).collect();
+    assert!(found.len() < 2, "{name} {label} is there once: {found:?}");
+    found.first().copied()
+}
+
+/// The run failed for this reason, and says these words.
+#[track_caller]
+pub(crate) fn failed(result: &ProbeResult, reason: Reason, words: &str) {
+    let Err(Failure { reason: found, detail }) = &result.outcome else { panic!("expected {reason}, found success") };
+    assert_eq!(*found, reason, "{detail}");
+    assert!(detail.contains(words), "{words:?} in {detail:?}");
+}
+
+/// The run succeeded and saw all, or not all.
+#[track_caller]
+pub(crate) fn well(result: &ProbeResult, full: bool) {
+    assert!(result.is_success(), "{:?}", result.outcome);
+    assert_eq!(result.sight == Sight::Full, full, "{:?}", result.sight);
+}
