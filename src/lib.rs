@@ -7,7 +7,8 @@
 //!
 //! ```text
 //!  services ◄─ask─ probe ──► snapshot ──► web /metrics ──► Prometheus, Grafana
-//!                   └──────► window ──► promql ◄── rules ──► alerts ──┬─► notify: route → group → mute → dedup → outbox ──► mail, webhook
+//!                   ├──────► window ──► promql ◄── rules ──► alerts ──┬─► notify: route → group → mute → dedup → outbox ──► mail, webhook
+//!                   └──────► changes ──► mails                        │
 //!                                                                     └─► remediate: guard → act → verify
 //!                                                         store ◄── alerts, outbox, silences, attempts
 //! ```
@@ -23,7 +24,7 @@
 //! | floor | rooms |
 //! |---|---|
 //! | 1 | `model` `metrics` `tasks` |
-//! | 2 | `client` `window` `snapshot` `alerts` `store` |
+//! | 2 | `client` `window` `snapshot` `changes` `alerts` `store` |
 //! | 3 | `mute` |
 //! | 4 | `probe` `promql` `notify` `remediate` |
 //! | 5 | `rules` |
@@ -46,6 +47,7 @@
 //! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, amqp, docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
+//! | `src/changes.rs` | what changed on the host lately, from jobs, events, files |
 //! | `src/alerts.rs` | the table of what is active now, with a change signal |
 //! | `src/store` | what survives a crash: memory is the truth, written through to SQLite, each record with a checksum |
 //! | `src/mute` | why something is not said now: silence, hold, maintenance, first look and boot, `depends_on`, our own actions |
@@ -107,6 +109,7 @@
 
 pub mod alerts;
 pub mod app;
+pub mod changes;
 pub mod cli;
 pub mod client;
 pub mod config;

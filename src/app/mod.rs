@@ -21,6 +21,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::alerts::AlertTable;
+use crate::changes::Changes;
 use crate::client::net::chain;
 use crate::config::{self, Config};
 use crate::discover::{self, Found};
@@ -121,9 +122,9 @@ pub fn load(source: &Source) -> Result<Loaded, AppError> {
 ///
 /// # Errors
 /// [`AppError::Probe`].
-pub fn plan(config: &Config, tasks: &Tasks) -> Result<Vec<Scheduled>, AppError> {
+pub fn plan(config: &Config, tasks: &Tasks, changes: &Changes) -> Result<Vec<Scheduled>, AppError> {
     let mut all = Vec::new();
-    let mut shared = Shared::new(tasks.clone());
+    let mut shared = Shared::new(tasks.clone(), changes.clone());
     let failed = |name: &str| {
         let probe = name.to_owned();
         move |why| AppError::Probe { probe, why }
@@ -184,6 +185,7 @@ pub struct App {
     store: Store,
     snapshot: Snapshot,
     window: Window,
+    changes: Changes,
     alerts: AlertTable,
     nudge: Nudge,
     mutes: Arc<Mutex<Mutes>>,
@@ -216,7 +218,8 @@ impl App {
         let loaded = load(&source)?;
         let tasks = Tasks::new();
         let scoped_tasks = tasks.child();
-        let scheduled = plan(&loaded.config, &scoped_tasks)?;
+        let changes = Changes::default();
+        let scheduled = plan(&loaded.config, &scoped_tasks, &changes)?;
         let tools = Tools::of_this_host(None);
         let actions = plan_actions(&loaded.config, &tools)?;
         let metrics = Arc::new(Metrics::new());
@@ -247,6 +250,7 @@ impl App {
             store,
             snapshot,
             window,
+            changes,
             alerts,
             nudge,
             mutes,
@@ -343,8 +347,8 @@ impl App {
     pub async fn reload(&self) -> Result<(), AppError> {
         let _alone = self.reloading.lock().await;
         let tasks = self.tasks.child();
-        let made =
-            load(&self.source).and_then(|loaded| Ok((plan(&loaded.config, &tasks)?, plan_actions(&loaded.config, &self.tools)?, loaded)));
+        let made = load(&self.source)
+            .and_then(|loaded| Ok((plan(&loaded.config, &tasks, &self.changes)?, plan_actions(&loaded.config, &self.tools)?, loaded)));
         let (scheduled, actions, loaded) = match made {
             Ok(made) => made,
             Err(error) => {

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::Exit;
 use crate::app::{self, Source};
+use crate::changes::Changes;
 use crate::client::net::chain;
 use crate::metrics::Metrics;
 use crate::model::decode::unknown;
@@ -202,7 +203,7 @@ fn ask(source: &Source, only: &[String]) -> Result<Report, Box<dyn Error + Send 
         return Err(format!("--only: {}", unknown("probe", wrong, &names)).into());
     }
     let tasks = Tasks::new();
-    let mut scheduled = app::plan(&loaded.config, &tasks)?;
+    let mut scheduled = app::plan(&loaded.config, &tasks, &Changes::default())?;
     scheduled.retain(|one| only.is_empty() || only.iter().any(|name| **name == *one.target.probe));
     let metrics = Arc::new(Metrics::new());
     let at = tasks::wall_now();

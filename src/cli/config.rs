@@ -3,6 +3,7 @@
 use super::Exit;
 use super::fold::fold;
 use crate::app::{self, AppError, Loaded, Source};
+use crate::changes::Changes;
 use crate::config::timeline::{self, Repair, Subject};
 use crate::probe::scheduler::Scheduled;
 use crate::remediate::{Mode, Tools};
@@ -15,7 +16,7 @@ pub(super) fn check(source: &Source) -> Exit {
         return Exit::Well;
     };
     let planned = app::load(source).and_then(|loaded| {
-        let scheduled = app::plan(&loaded.config, &Tasks::new())?;
+        let scheduled = app::plan(&loaded.config, &Tasks::new(), &Changes::default())?;
         // For what a file alone does not show, such as a secret that cannot be read.
         app::plan_actions(&loaded.config, &Tools::of_this_host(None))?;
         Ok((scheduled, loaded))

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
+use crate::changes::Changes;
 use crate::client::amqp::{AmqpError, Broker, Settings};
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
 use crate::model::decode::{Documented, KeyDoc, Spanned};
@@ -45,6 +46,13 @@ pub trait Probe: Send + Sync {
     /// Takes the state, for what this probe must know over a restart; called once, before the first run, and not where
     /// there is no state (`proctor check`).
     fn remember(&mut self, _target: &Target, _store: &Store) {}
+
+    /// Ends when the service has said of its own accord that something changed (an event, a signal, a pushed result):
+    /// the probe is then asked at once, outside its slots, at most once a second. Dropped and called anew at will, so
+    /// what came in between must not be lost: a `tokio::sync::Notify` keeps one.
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
 
     /// The exporter's own `<x>_up`, set by the scheduler from the outcome where the run did not record it itself.
     fn up(&self) -> Option<&'static Family> {
@@ -79,12 +87,24 @@ impl Planned {
 pub struct Shared {
     brokers: BTreeMap<String, Broker>,
     tasks: Tasks,
+    changes: Changes,
 }
 
 impl Shared {
-    /// Begins with the stage that standing connections belong to: when it is stopped, they say goodbye.
-    pub fn new(tasks: Tasks) -> Self {
-        Self { tasks, ..Self::default() }
+    /// Begins with the stage that standing connections belong to: when it is stopped, they say goodbye. What probes
+    /// see to have changed on the host goes into `changes`.
+    pub fn new(tasks: Tasks, changes: Changes) -> Self {
+        Self { tasks, changes, ..Self::default() }
+    }
+
+    /// Returns the stage that standing connections and listeners belong to.
+    pub fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+
+    /// Returns where a probe records what it sees to have changed on the host.
+    pub fn changes(&self) -> &Changes {
+        &self.changes
     }
 
     /// Returns the broker of the `rabbitmq` probe of this name.

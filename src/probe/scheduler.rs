@@ -35,6 +35,9 @@ const FIRST_RUN_WITHIN: Duration = Duration::from_secs(1);
 /// How much later than its limit a run may end before the fault is ours: a starved host must not look like a dead site.
 const OWN_DELAY: Duration = Duration::from_secs(2);
 
+/// A service that says all the time that it changed is asked no more often.
+const CHANGED_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+
 /// A target and how it is asked.
 pub struct Scheduled {
     /// Who is asked, how often, and with what limit.
@@ -92,6 +95,7 @@ impl Scheduler {
         let missed = self.metrics.slots_missed.get_or_create_owned(&ByProbe { probe: target.probe.to_string() });
         tokio::time::sleep(Duration::from_nanos(hash % duration_nanos(FIRST_RUN_WITHIN.min(target.interval)))).await;
         let mut due = Instant::now();
+        let mut not_before = due;
         loop {
             self.ask(slot).await;
             pulse.beat();
@@ -101,7 +105,14 @@ impl Scheduler {
             // The slots that passed while the run was under way, besides its own.
             missed.inc_by(((ended - due).as_nanos() / u128::from(duration_nanos(target.interval))) as u64);
             due = ended + wait;
-            tokio::time::sleep_until(due).await;
+            let changed = async {
+                tokio::time::sleep_until(not_before).await;
+                slot.scheduled.probe.changed().await;
+            };
+            if tokio::time::timeout_at(due, changed).await.is_ok() {
+                due = Instant::now();
+                not_before = due + CHANGED_AT_MOST_EVERY;
+            }
         }
     }
 
@@ -281,6 +292,36 @@ mod tests {
             }
         }
         assert_eq!(of("hung")[0].outcome.as_ref().expect_err("hung").detail, "no answer within 1s: waiting for the first bytes");
+    }
+
+    /// A probe that is told of a change every 100 ms.
+    struct Restless(Arc<AtomicUsize>);
+
+    impl Probe for Restless {
+        fn run<'a>(&'a self, _: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>> {
+            self.0.fetch_add(1, Ordering::SeqCst);
+            async { Ok(()) }.boxed()
+        }
+        fn changed(&self) -> BoxFuture<'_, ()> {
+            tokio::time::sleep(Duration::from_millis(100)).boxed()
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_change_is_followed_by_a_run_at_once_but_not_more_than_once_a_second() {
+        let (runs, tasks) = (Arc::new(AtomicUsize::new(0)), Tasks::new());
+        let mut scheduled = scheduled("restless", Manner::Works, &runs);
+        let target = Target { interval: Duration::from_secs(3600), ..(*scheduled.target).clone() };
+        (scheduled.target, scheduled.probe) = (Arc::new(target), Box::new(Restless(runs.clone())));
+        Scheduler::new(vec![scheduled], Arc::new(|_| ()), Arc::new(Metrics::new())).start(&tasks);
+        let begin = Instant::now();
+        while runs.load(Ordering::SeqCst) < 2 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(begin.elapsed() < FIRST_RUN_WITHIN + Duration::from_millis(200), "at once: {:?}", begin.elapsed());
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert!((9..=12).contains(&runs.load(Ordering::SeqCst)), "{runs:?}");
+        assert!(tasks.stop(Duration::from_secs(1)).await.is_empty());
     }
 
     #[tokio::test(start_paused = true)]

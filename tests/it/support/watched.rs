@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use proctor::app;
+use proctor::changes::Changes;
 use proctor::config::Config;
 use proctor::metrics::Metrics;
 use proctor::model::{Failure, ProbeResult, Reason, Sight};
@@ -26,7 +27,10 @@ impl Watched {
     pub(crate) fn new(probes: &str) -> Self {
         let text = format!("probes:\n{probes}\n");
         let config = Config::from_text(Path::new("proctor.yml"), &text).unwrap_or_else(|problems| panic!("{text}{problems:?}"));
-        Self { all: app::plan(&config, &Tasks::new()).unwrap_or_else(|why| panic!("{text}{why}")), metrics: Metrics::new() }
+        Self {
+            all: app::plan(&config, &Tasks::new(), &Changes::default()).unwrap_or_else(|why| panic!("{text}{why}")),
+            metrics: Metrics::new(),
+        }
     }
 
     /// Returns a target by the name of its probe.
