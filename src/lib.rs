@@ -47,7 +47,7 @@
 //! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, amqp, docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
-//! | `src/changes.rs` | what changed on the host lately, from jobs, events, files |
+//! | `src/changes` | what changed on the host lately, from jobs, events, files; bounded |
 //! | `src/alerts.rs` | the table of what is active now, with a change signal |
 //! | `src/store` | what survives a crash: memory is the truth, written through to SQLite, each record with a checksum |
 //! | `src/mute` | why something is not said now: silence, hold, maintenance, first look and boot, `depends_on`, our own actions |

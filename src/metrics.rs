@@ -41,6 +41,13 @@ pub struct ByDelivery {
     pub outcome: &'static str,
 }
 
+/// The label of what is counted per kind of change.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ByKind {
+    /// What was done: `restarted`, `upgraded`, … of a closed set.
+    pub kind: &'static str,
+}
+
 /// The label of alerts by state.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct ByState {
@@ -128,6 +135,8 @@ metrics! {
     actions: Family<ByOutcome, Counter> = "actions",
     /// 1 while actions are paused
     actions_paused: IntGauge = "actions_paused",
+    /// Changes that were seen on this host, by kind
+    changes: Family<ByKind, Counter> = "changes",
     /// Silences that mute now
     silences_active: IntGauge = "silences_active",
     /// 1 while a hold is in force

@@ -4,6 +4,7 @@
 //! configuration (probes and what is made from them) is a [`Tasks`] child that a reload swaps as a whole.
 
 mod booting;
+mod changed;
 mod health;
 mod heartbeat_out;
 mod life;
@@ -21,7 +22,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use crate::alerts::AlertTable;
-use crate::changes::Changes;
+use crate::changes::{Changes, Kind};
 use crate::client::net::chain;
 use crate::config::{self, Config};
 use crate::discover::{self, Found};
@@ -225,6 +226,7 @@ impl App {
         let metrics = Arc::new(Metrics::new());
         metrics.start_time.set(tasks::wall_now().as_secs_f64());
         let store = Store::open(state_path(&loaded.config).as_deref(), metrics.clone())?;
+        changed::recall(&store, &changes);
         let snapshot = Snapshot::new(metrics.clone());
         let window = Window::new(Limits::default(), metrics.clone());
         let nudge = Nudge::default();
@@ -267,6 +269,7 @@ impl App {
             web: Mutex::new(None),
             board: Mutex::default(),
         });
+        app.keep_changes();
         app.start_scoped().await;
         app.tasks.spawn("outbox", app.outbox.clone().run(app.tasks.token()));
         app.tasks.spawn("remediate", app.runner.clone().run());
@@ -320,6 +323,7 @@ impl App {
         };
         let groups = group::restore(loaded.rules.clone(), &context, tasks::now()).await;
         let mut pulses = group::start(groups, &self.nudge, &tasks);
+        changed::follow(&loaded.config.changes, &self.changes, &tasks);
         self.start_telling(&loaded, &scheduler, &tasks);
         pulses.extend(scheduler.start(&tasks));
         self.start_life(&loaded, pulses, &tasks);
@@ -374,6 +378,7 @@ impl App {
         self.start_scoped().await;
         self.metrics.config_reload_ok.set(1);
         self.metrics.config_reload_time.set(tasks::wall_now().as_secs_f64());
+        changed::own(&self.changes, Kind::Reloaded, "its configuration and rules");
         tracing::info!("the configuration was loaded anew");
         Ok(())
     }

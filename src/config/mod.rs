@@ -13,6 +13,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::changes::ChangesConfig;
 use crate::model::decode::{Decode, Named, Spanned};
 use crate::model::{Labels, Position, Problem, Problems, yaml};
 use crate::mute::maintenance::MaintenanceConfig;
@@ -72,6 +73,8 @@ crate::config_struct! {
         defaults: Defaults = "{}",
         /// Which rules decide what is wrong.
         rules: RulesConfig = "{}",
+        /// What changed on the host, for mails.
+        changes: ChangesConfig = "{}",
         /// The site is down on purpose while a file exists.
         maintenance: MaintenanceConfig = "{}",
         /// Quiet until Proctor knows the site, and until the host has come up.

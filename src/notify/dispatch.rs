@@ -1,6 +1,7 @@
 //! Reads the whole alert table, decides what is told, and puts it into the outbox: level-triggered, one clock reading per
 //! flush, one batch per flush (invariants 2 and 3).
 
+mod changed;
 mod said;
 mod tell;
 
@@ -19,6 +20,7 @@ use super::dedup::{self, Notified, Reason, Seen, Standing, Verdict, damping};
 use super::message::{self, Voice};
 use super::route::{self, Group, Route};
 use crate::alerts::AlertTable;
+use crate::changes::Changes;
 use crate::metrics::Metrics;
 use crate::model::{Alert, AlertState, Fingerprint, Timestamp};
 use crate::mute::depends::{Depends, failing};
@@ -41,9 +43,6 @@ const MAX_CHANGES: usize = 200;
 
 /// Asks some probes at once, by name, and returns when the snapshot shows what they found.
 pub type Refresh = Arc<dyn Fn(Vec<String>) -> BoxFuture<'static, ()> + Send + Sync>;
-
-/// Says what changed on the host before a moment that matters to these probes, one line each.
-pub type ChangesBefore = Arc<dyn Fn(&[&str], Timestamp) -> Vec<String> + Send + Sync>;
 
 /// Says what will be done about an alert, one line per action; moments are written by the function handed in.
 pub type Announce = Arc<dyn Fn(&Alert, &dyn Fn(Timestamp) -> String) -> Vec<String> + Send + Sync>;
@@ -85,8 +84,10 @@ pub struct Wiring {
     pub patience: Arc<dyn Fn(&str) -> Duration + Send + Sync>,
     /// Whether systemd is still starting the host; nothing where there is none.
     pub systemd_starting: Arc<dyn Fn() -> Option<bool> + Send + Sync>,
-    /// What changed on the host before this moment that matters to these probes, one line each.
-    pub changes: ChangesBefore,
+    /// What changed on the host lately.
+    pub changes: Changes,
+    /// How far before an alert began a mail looks for changes.
+    pub before: Duration,
     /// The addresses that the relay refuses, and why: the others are told.
     pub refused: Arc<dyn Fn() -> Vec<(String, String)> + Send + Sync>,
     /// Probes once more before a first mail that others depend on.
@@ -133,7 +134,7 @@ impl Board {
 
 /// When an alert changed lately.
 #[derive(Debug, Default)]
-struct Changes {
+struct Flaps {
     last: (String, bool),
     at: VecDeque<Timestamp>,
 }
@@ -188,7 +189,7 @@ pub struct Dispatcher {
     gone: BTreeMap<String, Timestamp>,
     /// Episodes before whose first mail the probes around were asked once more.
     probed: BTreeSet<String>,
-    changes: BTreeMap<Fingerprint, Changes>,
+    changes: BTreeMap<Fingerprint, Flaps>,
     /// Alerts that were last muted by a parent, and until when they wait after it came back.
     behind: BTreeMap<Fingerprint, Option<Timestamp>>,
     /// Why an alert that was not told yet was held back.

@@ -290,8 +290,8 @@ pub struct Story<'a> {
     pub found: Vec<&'a ProbeResult>,
     /// What Proctor will do if it goes on.
     pub planned: Vec<String>,
-    /// What changed on the host just before.
-    pub changes: Vec<String>,
+    /// What changed on the host.
+    pub changes: Section,
     /// Whatever else is to be said: damping, held back until now.
     pub notes: Vec<String>,
     /// When it is said again.
@@ -470,7 +470,7 @@ impl Story<'_> {
             let text = format!("It needs {names}, which fails too but has no alert of its own: look there first.");
             sections.push(Section::prose("What may be behind it", [text]));
         }
-        sections.push(Section::fixed("What changed just before", self.changes.iter().take(20).map(|change| line(change, 200))));
+        sections.push(self.changes.clone());
         sections.push(Section::prose("What was done", self.done(voice)));
         sections.push(Section::prose("What Proctor will do", self.planned.iter().filter(|_| !over).map(|text| line(text, 400))));
         let evidence = self.firing.iter().chain(&self.ended).take(voice.limit).flat_map(|alert| {

@@ -224,7 +224,7 @@ impl Dispatcher {
             because,
             found,
             planned,
-            changes: (self.wiring.changes)(&probes, began),
+            changes: self.changed_since(began, &firing, scene.now),
             notes,
             next: Some(scene.now + route.repeat_interval),
             degraded: scene.degraded.clone(),

@@ -60,7 +60,8 @@ impl Bench {
             actions: Arc::new(Vec::new),
             patience: Arc::new(|_| Duration::from_secs(30)),
             systemd_starting: Arc::new(|| None),
-            changes: Arc::new(|_, _| Vec::new()),
+            changes: Changes::default(),
+            before: Duration::from_secs(1800),
             refused: Arc::new(Vec::new),
             announce: Arc::new(|_, _| Vec::new()),
             refresh: Arc::new(move |_| {
