@@ -334,6 +334,8 @@ kinds! {
     markup: MarkupConfig [shared],
     /// Asks whether celerybeat sends: by the age of its schedule's file, and by a task that somebody ran.
     beat: BeatConfig [shared],
+    /// Asks whether the processes of the site run the code that lies on its disk.
+    code: CodeConfig [shared],
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

@@ -20,6 +20,7 @@ mod mail;
 mod pipeline;
 mod probes_beat;
 mod probes_certificate;
+mod probes_code;
 mod probes_data;
 mod probes_markup;
 mod probes_rabbitmq;

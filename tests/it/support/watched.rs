@@ -18,6 +18,8 @@ use super::process::eventually;
 pub(crate) struct Watched {
     /// Every target.
     pub(crate) all: Vec<Scheduled>,
+    /// What they saw to have changed on the host.
+    pub(crate) changes: Changes,
     metrics: Metrics,
 }
 
@@ -27,10 +29,9 @@ impl Watched {
     pub(crate) fn new(probes: &str) -> Self {
         let text = format!("probes:\n{probes}\n");
         let config = Config::from_text(Path::new("proctor.yml"), &text).unwrap_or_else(|problems| panic!("{text}{problems:?}"));
-        Self {
-            all: app::plan(&config, &Tasks::new(), &Changes::default()).unwrap_or_else(|why| panic!("{text}{why}")),
-            metrics: Metrics::new(),
-        }
+        let changes = Changes::default();
+        let all = app::plan(&config, &Tasks::new(), &changes).unwrap_or_else(|why| panic!("{text}{why}"));
+        Self { all, changes, metrics: Metrics::new() }
     }
 
     /// Returns a target by the name of its probe.
