@@ -323,7 +323,7 @@ kinds! {
     /// Asks memcached: its counters, and a value through the cache.
     memcached: MemcachedConfig,
     /// Looks at certificates, on disk and as they are served, and whether both are the same.
-    certificate: CertificateConfig,
+    certificate: CertificateConfig [shared],
     /// Asks the far end of an SSH tunnel, in the protocol that it speaks.
     tunnel: TunnelConfig,
     /// Asks RabbitMQ: its queues and their consumers, whether it takes messages, its alarms and limits.

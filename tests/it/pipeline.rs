@@ -93,3 +93,30 @@ async fn an_action_that_only_observes_says_in_the_mail_what_it_would_do_and_does
     .await;
     assert!(!trace.exists(), "nothing was done");
 }
+
+#[tokio::test]
+async fn a_mail_says_what_changed_on_the_host_just_before_and_its_end_what_changed_meanwhile() {
+    let Some(_) = program("memcached") else { return };
+    let (port, sink) = (free_port(), Sink::start().await);
+    let proctor = Proctor::configured(sink.port, &cache(port)).rules(DOWN);
+    let log = proctor.folder.path().join("dpkg.log");
+    let date = std::process::Command::new("date").arg("+%Y-%m-%d %H:%M:%S").output().expect("date runs").stdout;
+    let line = |what: &str| format!("{} {what}\n", String::from_utf8_lossy(&date).trim());
+    std::fs::write(&log, line("upgrade memcached:amd64 1.6.18-1 1.6.19-1")).expect("is written");
+    let file = proctor.folder.path().join("proctor.yml");
+    let text = std::fs::read_to_string(&file).expect("it is there");
+    std::fs::write(&file, format!("{text}changes: {{packages: {}, before: 1h}}\n", log.display())).expect("is written");
+    let mut dead = memcached(proctor.folder.path(), port).expect("it is there");
+    let proctor = proctor.started();
+    proctor.shows("memcached_up{probe=\"cache\"} 1", Duration::from_secs(20)).await;
+    dead.kill();
+    let mails = sink.wait_for(2, Duration::from_secs(30)).await;
+    let text = &mails[0].text;
+    assert!(text.contains("In the 1h before, and since\n"), "{text}");
+    assert!(text.contains(" upgraded package memcached: 1.6.18-1 → 1.6.19-1\n"), "{text}");
+    assert!(text.contains(" started Proctor: version "), "{text}");
+    let _back = memcached(proctor.folder.path(), port);
+    let mails = sink.wait_for(4, Duration::from_secs(30)).await;
+    assert!(!mails[2].text.contains("upgraded package"), "that was said: {}", mails[2].text);
+    proctor.shows("proctor_changes_total{kind=\"upgraded\"} 1", Duration::from_secs(5)).await;
+}

@@ -5,13 +5,14 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use proctor::model::{ProbeResult, Reason, Sight};
+use proctor::model::{ProbeResult, Reason, Sight, Timestamp};
 
 use super::probes_web::{ask_target, failed, value, well};
 use super::support::hostile::{Manner, hostile};
 use super::support::nginx::{Authority, Nginx};
 use super::support::process::{Process, eventually, free_port, program};
 use super::support::smtp::{Manners, Quirk, Sink, Wire};
+use super::support::watched::Watched;
 
 const SITE: &str = "coursys.example.org";
 
@@ -554,4 +555,21 @@ fn its_rules_speak_when_they_should_and_only_then() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("alerts/tests/certificate.yml");
     let output = Command::new(promtool).args(["test", "rules"]).arg(file).output().expect("promtool runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_a_change_of_the_host() {
+    let (folder, authority) = (tempfile::tempdir().expect("a folder"), Authority::new());
+    let path = folder.path().join("fullchain.pem");
+    let write = |days| std::fs::write(&path, authority.issue_for(&[SITE], (-1.0, days)).0).expect("is written");
+    write(20.0);
+    let watched = Watched::new(&format!("  certs: {{certificate: {{files: ['{}']}}}}\n", path.display()));
+    let told =
+        || watched.changes.between(Timestamp(0), Timestamp(i64::MAX)).iter().map(|change| change.subject.clone()).collect::<Vec<_>>();
+    watched.run("certs").await;
+    watched.run("certs").await;
+    assert!(told().is_empty(), "the same again is none");
+    write(89.0);
+    watched.run("certs").await;
+    assert_eq!(told(), [format!("certificate {}", path.display())]);
 }

@@ -1,8 +1,9 @@
 //! Certificates on disk: PEM files, found by patterns in every run, so that a new one needs no reload.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -15,10 +16,11 @@ use tokio::sync::Semaphore;
 
 use super::facts::Facts;
 use super::{record_dates, record_remaining};
+use crate::changes::{Change, Changes, Kind};
 use crate::client::secret::{self, SecretError};
 use crate::client::net;
 use crate::client::process::known_user;
-use crate::model::{Failure, Family, Reason, Sight};
+use crate::model::{Failure, Family, Reason, Sight, Timestamp};
 use crate::probe::{Probe, Recorder};
 use crate::tasks;
 
@@ -228,13 +230,40 @@ fn remedy(path: &Path) -> String {
 }
 
 /// The files of one pattern.
-pub(super) struct Files(pub(super) Arc<Disk>);
+pub(super) struct Files {
+    disk: Arc<Disk>,
+    changes: Changes,
+    /// The certificate that was last found in each file.
+    last: Mutex<BTreeMap<PathBuf, Facts>>,
+}
+
+impl Files {
+    pub(super) fn new(disk: Arc<Disk>, changes: Changes) -> Self {
+        Self { disk, changes, last: Mutex::default() }
+    }
+
+    /// Records which files hold another certificate than in the run before.
+    fn compare(&self, bundles: &[Bundle]) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let leaves = bundles.iter().filter_map(|bundle| Some((bundle.path.clone(), bundle.chain.first()?.clone())));
+        let now: BTreeMap<PathBuf, Facts> = leaves.collect();
+        for (path, leaf) in &now {
+            if last.get(path).is_some_and(|before| before.der != leaf.der) {
+                let until = Timestamp::from_secs(leaf.not_after);
+                let (subject, detail) = (format!("certificate {}", path.display()), format!("now for {}, until {until}", leaf.subject));
+                self.changes.record(Change { at: tasks::now(), kind: Kind::Renewed, subject, detail });
+            }
+        }
+        *last = now;
+    }
+}
 
 impl Probe for Files {
     fn run<'a>(&'a self, rec: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
-            rec.waiting(Reason::AnswerTimeout, format!("reading {}", self.0.told()));
-            let look = self.0.look().await;
+            rec.waiting(Reason::AnswerTimeout, format!("reading {}", self.disk.told()));
+            let look = self.disk.look().await;
+            self.compare(&look.bundles);
             if let Some((missing, remedy)) = look.unseen() {
                 let nothing = look.bundles.is_empty();
                 rec.sight(if nothing { Sight::Blind { missing, remedy } } else { Sight::Partial { missing, remedy } });

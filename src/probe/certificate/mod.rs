@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::http::{self, Host};
-use super::{Planned, Recorder};
+use super::{Planned, Recorder, Shared};
 use crate::client::net::Endpoint;
 use crate::model::decode::{self, Decode};
 use crate::model::yaml::Node;
@@ -108,11 +108,11 @@ impl Decode for Entry {
 ///
 /// # Errors
 /// Nothing to look at, something that stands twice, a file of authorities that cannot be read.
-pub fn plan(config: &CertificateConfig) -> Result<Vec<Planned>, String> {
+pub fn plan(config: &CertificateConfig, _: &str, shared: &Shared) -> Result<Vec<Planned>, String> {
     let trust = http::trust(config.ca_file.as_ref())?;
     let patterns = |list: &[Pattern]| Arc::new(Disk::new(list.iter().map(|pattern| pattern.0.clone()).collect()));
     let all = patterns(&config.files);
-    let files = config.files.iter().map(|pattern| Planned::one(&pattern.0, disk::Files(patterns(std::slice::from_ref(pattern)))));
+    let files = config.files.iter().map(|pattern| Planned::one(&pattern.0, disk::Files::new(patterns(std::slice::from_ref(pattern)), shared.changes().clone())));
     let served = config.served.iter().map(|entry| {
         let host = config.address.as_ref().map_or(entry.name.as_str(), Host::name).to_owned();
         let at = Endpoint::Tcp { host, port: entry.port };
@@ -172,11 +172,11 @@ mod tests {
             ("files: [/a.pem]\nca_file: /dev/null", "no regular file"),
         ] {
             let config: CertificateConfig = from_text("f", text).expect(text);
-            let why = plan(&config).err().expect(text);
+            let why = plan(&config, "", &Shared::default()).err().expect(text);
             assert!(why.contains(wrong), "{text}: {why}");
         }
         let many = (0..=MAX_ENTRIES).map(|n| format!("'a:{}'", n + 1)).collect::<Vec<_>>().join(", ");
         let config: CertificateConfig = from_text("f", &format!("served: [{many}]")).expect("is right");
-        assert!(plan(&config).is_err());
+        assert!(plan(&config, "", &Shared::default()).is_err());
     }
 }
