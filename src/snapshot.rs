@@ -164,7 +164,7 @@ impl Snapshot {
         let fresh = |entry: &&Entry| entry.latest.as_ref().is_some_and(|latest| now.since(entry.rendered.at) <= latest.target.valid_for());
         for entry in inner.targets.values().filter(fresh) {
             for (family, lines) in &entry.rendered.families {
-                families.entry(family.name).or_insert((family, Vec::new())).1.push(lines);
+                families.entry(family.metric()).or_insert((family, Vec::new())).1.push(lines);
             }
         }
         let own = self.metrics.encode();
@@ -235,7 +235,7 @@ fn render(result: &ProbeResult) -> Rendered {
         push_value(&mut line, *value);
         line.push('\n');
         rendered.series += 1;
-        match rendered.families.iter_mut().find(|(known, _)| known.name == family.name) {
+        match rendered.families.iter_mut().find(|(known, _)| known.metric() == family.metric()) {
             Some((_, lines)) => lines.push_str(&line),
             None => rendered.families.push((family, line)),
         }
@@ -272,6 +272,7 @@ fn push_value(line: &mut String, value: f64) {
 fn head(body: &mut String, family: &Family, format: Format) {
     let (name, kind) = match (family.kind, format) {
         (Kind::Gauge, _) => (family.name, "gauge"),
+        (Kind::Histogram, _) => (family.metric(), "histogram"),
         (Kind::Counter, Format::OpenMetrics) => (family.name.strip_suffix("_total").unwrap_or(family.name), "counter"),
         (Kind::BorrowedCounter, Format::OpenMetrics) => (family.name, "unknown"),
         (Kind::Counter | Kind::BorrowedCounter, Format::Text) => (family.name, "counter"),
@@ -298,10 +299,13 @@ fn own_as_text(body: &mut String, own: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::{Histogram, Observed};
 
     static ACTIVE: Family = Family::gauge("nginx_connections_active", "Active connections");
     static ACCEPTED: Family = Family::borrowed_counter("nginx_connections_accepted", "Accepted connections");
     static SEEN: Family = Family::counter("seen_total", "Seen");
+    static TOOK: Histogram =
+        Histogram::new(["took_seconds_bucket", "took_seconds_sum", "took_seconds_count"], "How long it took", &[0.5, 1.0]);
 
     fn target(probe: &str, target: Option<&str>) -> Arc<Target> {
         Arc::new(Target {
@@ -337,7 +341,16 @@ mod tests {
         snapshot.announce(&[a.clone(), b.clone()]);
         let sample = |family, value| Sample { family, labels: vec![], value };
         snapshot.accept(&result(&a, 100, vec![sample(&ACTIVE, 1.0), sample(&ACCEPTED, 1e21), sample(&ACTIVE, 2.0)]));
-        snapshot.accept(&result(&b, 100, vec![sample(&SEEN, 0.1), sample(&ACTIVE, f64::NAN)]));
+        let mut samples = vec![sample(&SEEN, 0.1), sample(&ACTIVE, f64::NAN)];
+        for (of, values) in [("x", &[0.1, 1.0, 9.0][..]), ("y", &[])] {
+            let mut observed = Observed::nothing(&TOOK);
+            values.iter().for_each(|value| observed.add(&TOOK, *value));
+            samples.extend(observed.series(&TOOK).map(|(family, le, value)| {
+                let le = le.map(|le| ("le", le.into()));
+                Sample { family, labels: [("of", of.into())].into_iter().chain(le).collect(), value }
+            }));
+        }
+        snapshot.accept(&result(&b, 100, samples));
         let open = own_removed(&snapshot.body(Format::OpenMetrics, Timestamp::from_secs(101)).plain);
         let text = own_removed(&snapshot.body(Format::Text, Timestamp::from_secs(101)).plain);
         insta::assert_snapshot!(format!("{open}---\n{text}"));

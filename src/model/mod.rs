@@ -18,7 +18,7 @@ pub use attempt::{Attempt, Outcome};
 pub use labels::{Fingerprint, Labels, MatchOp, Matcher};
 pub use problem::{Position, Problem, Problems};
 pub use result::{Failure, ProbeResult, Reason, Sight};
-pub use sample::{Family, Kind, Sample};
+pub use sample::{Family, Histogram, Kind, Observed, Sample};
 pub use secret::Secret;
 pub use target::Target;
 pub use time::Timestamp;

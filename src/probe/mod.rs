@@ -17,12 +17,12 @@ use crate::changes::Changes;
 use crate::client::amqp::{AmqpError, Broker, Settings};
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
 use crate::model::decode::{Documented, KeyDoc, Spanned};
-use crate::model::{Failure, Family, Reason, Sample, Sight, Target};
+use crate::model::{Failure, Family, Histogram, Observed, Reason, Sample, Sight, Target};
 use crate::store::Store;
 use crate::tasks::Tasks;
 
 /// The most samples one run may give; what is more is dropped and counted.
-pub const MAX_SAMPLES: usize = 2_000;
+pub const MAX_SAMPLES: usize = 6_000;
 
 /// The longest value of a label, in characters: labels are identity, texts belong into the detail.
 pub const MAX_LABEL: usize = 200;
@@ -170,6 +170,18 @@ impl Recorder {
         }
         let labels = labels.iter().map(|(name, value)| (*name, value.chars().take(MAX_LABEL).collect::<String>().into())).collect();
         self.samples.push(Sample { family, labels, value });
+    }
+
+    /// Records what was observed, with labels of the probe's own; all of its series or none.
+    pub fn set_histogram(&mut self, histogram: &'static Histogram, labels: &[(&'static str, &str)], observed: &Observed) {
+        if self.samples.len() + histogram.series() > MAX_SAMPLES {
+            self.dropped += histogram.series() as u64;
+            return;
+        }
+        for (family, le, value) in observed.series(histogram) {
+            let le = le.as_deref().map(|le| ("le", le));
+            self.set_with(family, &labels.iter().copied().chain(le).collect::<Vec<_>>(), value);
+        }
     }
 
     /// Says what comes next, for the message and the reason of a timeout: `waiting for the server's first bytes`.

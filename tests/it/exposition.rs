@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use proctor::metrics::Metrics;
 use proctor::model::decode::from_text;
-use proctor::model::{Failure, Family, ProbeResult, Reason, Sample, Sight, Target};
+use proctor::model::{Failure, Family, Histogram, Observed, ProbeResult, Reason, Sample, Sight, Target};
 use proctor::snapshot::Snapshot;
 use proctor::tasks::{self, Tasks};
 use proctor::web::{self, Pages, Status, TargetRow, WebConfig, control};
@@ -19,6 +19,8 @@ use crate::support::process::{Process, eventually, free_port, program};
 
 static UP: Family = Family::gauge("nginx_up", "Whether nginx answers");
 static ACCEPTED: Family = Family::borrowed_counter("nginx_connections_accepted", "Accepted connections");
+static TOOK: Histogram =
+    Histogram::new(["took_seconds_bucket", "took_seconds_sum", "took_seconds_count"], "How long something took", &[0.5, 1.0]);
 
 struct Site {
     port: u16,
@@ -42,12 +44,18 @@ async fn site() -> Site {
     });
     snapshot.announce(std::slice::from_ref(&target));
     let sample = |family, value| Sample { family, labels: vec![], value };
+    let mut observed = Observed::nothing(&TOOK);
+    [0.1, 1.0, 9.0].iter().for_each(|took| observed.add(&TOOK, *took));
+    let bucket = |(family, le, value): (_, Option<String>, _)| {
+        let labels = le.map(|le| ("le", le.into())).into_iter().collect();
+        Sample { family, labels, value }
+    };
     snapshot.accept(&ProbeResult {
         target,
         at: tasks::now(),
         duration: Duration::from_millis(1),
         outcome: Err(Failure::new(Reason::Protocol, "<script>alert(1)</script> {{ 7*7 }}")),
-        samples: vec![sample(&UP, 0.0), sample(&ACCEPTED, 7.0)],
+        samples: [sample(&UP, 0.0), sample(&ACCEPTED, 7.0)].into_iter().chain(observed.series(&TOOK).map(bucket)).collect(),
         sight: Sight::Full,
         evidence: Vec::new(),
     });
@@ -159,6 +167,7 @@ async fn a_real_prometheus_takes_every_sample() {
     let shown = String::from_utf8(shown).expect("UTF-8").lines().filter(|line| !line.starts_with('#')).count();
     assert_eq!(scraped as usize, shown);
     assert_eq!(query("nginx_connections_accepted").await, Some(7.0));
+    assert_eq!(query("histogram_quantile(0.5,took_seconds_bucket)").await, Some(0.75), "half of them fell below that");
 }
 
 #[tokio::test]

@@ -259,6 +259,12 @@ impl Broker {
         self.link(&self.0.observer, "proctor observer", told).await
     }
 
+    /// Returns the connection that never publishes if it stands now; connects to nothing and waits for nobody. For who
+    /// listens all the time, and leaves it to the runs of probes to connect and to say why that fails.
+    pub fn standing_observer(&self) -> Option<Link> {
+        self.0.observer.try_lock().ok()?.link.clone().filter(|link| link.ended().is_none())
+    }
+
     /// Returns the connection that publishes.
     ///
     /// # Errors
