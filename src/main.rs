@@ -10,7 +10,7 @@ fn main() -> ExitCode {
         Ok(exit) => ExitCode::from(exit.code()),
         Err(error) => {
             // Through anyhow for its way to print a chain of causes.
-            eprintln!("proctor: {:#}", anyhow::Error::from_boxed(error));
+            cli::complain(&format!("proctor: {:#}", anyhow::Error::from_boxed(error)));
             ExitCode::from(Exit::CouldNotRun.code())
         }
     }

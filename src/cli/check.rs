@@ -4,7 +4,6 @@ mod formats;
 mod table;
 
 use std::error::Error;
-use std::io::Write;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -181,7 +180,7 @@ pub(super) fn run(source: &Source, check: &Check) -> Result<Exit, Box<dyn Error 
         Ok(report) => report,
         // Nagios reads what is printed, and knows 2 as CRITICAL.
         Err(error) if check.format == Format::Nagios => {
-            writeln!(std::io::stdout().lock(), "{}", formats::nagios_unknown(&chain(&*error)))?;
+            super::say(&(formats::nagios_unknown(&chain(&*error)) + "\n"))?;
             return Ok(Exit::Of(3));
         }
         Err(error) => return Err(error),
@@ -192,7 +191,7 @@ pub(super) fn run(source: &Source, check: &Check) -> Result<Exit, Box<dyn Error 
         Format::Nagios => formats::nagios(&report),
         Format::Junit => formats::junit(&report),
     };
-    std::io::stdout().lock().write_all(text.as_bytes())?;
+    super::say(&text)?;
     Ok(report.exit(check.format))
 }
 

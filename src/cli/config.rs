@@ -1,7 +1,7 @@
 //! `proctor config check`: every mistake of a file, in one run; then what happens when, once something fails.
 
-use super::Exit;
 use super::fold::fold;
+use super::{Exit, complain, counted, say};
 use crate::app::{self, AppError, Loaded, Source};
 use crate::changes::Changes;
 use crate::config::timeline::{self, Repair, Subject};
@@ -9,11 +9,10 @@ use crate::probe::scheduler::Scheduled;
 use crate::remediate::{Mode, Tools};
 use crate::tasks::Tasks;
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command's answer")]
-pub(super) fn check(source: &Source) -> Exit {
+pub(super) fn check(source: &Source) -> std::io::Result<Exit> {
     let Source::File(file) = source else {
-        println!("There is no configuration: Proctor would watch what it finds on this host, by looking only.");
-        return Exit::Well;
+        say("There is no configuration: Proctor would watch what it finds on this host, by looking only.\n")?;
+        return Ok(Exit::Well);
     };
     let planned = app::load(source).and_then(|loaded| {
         let scheduled = app::plan(&loaded.config, &Tasks::new(), &Changes::default())?;
@@ -23,26 +22,23 @@ pub(super) fn check(source: &Source) -> Exit {
     });
     match planned {
         Ok((scheduled, loaded)) => {
-            println!("{} is right: {} targets.", file.display(), scheduled.len());
+            let mut text = format!("{} is right: {}.\n", file.display(), counted(scheduled.len(), "target"));
             let lines = describe(&scheduled, &loaded);
             if !lines.is_empty() {
-                println!("\nWhen one fails, at the latest (minutes:seconds):");
+                text += "\nWhen one fails, at the latest (minutes:seconds):\n";
             }
-            for line in lines {
-                print!("{}", fold("  ", &line));
-            }
-            Exit::Well
+            text.extend(lines.iter().map(|line| fold("  ", line)));
+            say(&text)?;
+            Ok(Exit::Well)
         }
         Err(AppError::Config(problems)) => {
-            for problem in &problems {
-                eprintln!("{problem}");
-            }
-            eprintln!("{} mistakes in {}", problems.len(), file.display());
-            Exit::Failed
+            problems.iter().for_each(|problem| complain(&problem.to_string()));
+            complain(&format!("{} in {}", counted(problems.len(), "mistake"), file.display()));
+            Ok(Exit::Failed)
         }
         Err(error) => {
-            eprintln!("{}: {}", file.display(), crate::client::net::chain(&error));
-            Exit::Failed
+            complain(&format!("{}: {}", file.display(), crate::client::net::chain(&error)));
+            Ok(Exit::Failed)
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::error::Error;
 use std::time::Duration;
 
-use super::Exit;
+use super::{Exit, complain, say};
 use crate::app::{self, Source};
 use crate::client::http::{self, Request, Seen, Url};
 use crate::client::net::{Endpoint, Trust, chain};
@@ -15,15 +15,14 @@ const MAX_ANSWER: usize = 1 << 20;
 const ANSWER_WITHIN: Duration = Duration::from_secs(70);
 
 /// Sends a command and prints what came of it.
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command's answer")]
 pub(super) fn send(source: &Source, command: Command) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     Ok(match super::block_on(ask(source, &command))?? {
         Ok(reply) => {
-            println!("{}", reply.text);
+            say(&format!("{}\n", reply.text))?;
             Exit::Well
         }
         Err(why) => {
-            eprintln!("proctor: {why}");
+            complain(&format!("proctor: {why}"));
             Exit::Failed
         }
     })

@@ -9,7 +9,7 @@ use tokio::process::Command as Program;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::silence::millis;
-use super::{Exit, control, duration};
+use super::{Exit, complain, control, duration};
 use crate::app::Source;
 use crate::web::control::Command;
 
@@ -57,18 +57,17 @@ pub(super) fn run(source: &Source, hold: Hold) -> Result<Exit, Box<dyn Error + S
 }
 
 /// Runs the command whatever Proctor says: a deploy must not fail because nobody watches it.
-#[expect(clippy::print_stderr, reason = "this is the command's answer")]
 async fn run_held(source: &Source, argv: &[String]) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let (program, arguments) = argv.split_first().ok_or("name a command after --")?;
     let asked = control::ask(source, &Command::HoldRun { command: argv.join(" ") }).await;
     let id = match asked {
         Ok(Ok(reply)) => reply.id,
         Ok(Err(why)) => {
-            eprintln!("proctor: not held ({why}); the command runs all the same");
+            complain(&format!("proctor: not held ({why}); the command runs all the same"));
             None
         }
         Err(error) => {
-            eprintln!("proctor: not held ({error}); the command runs all the same");
+            complain(&format!("proctor: not held ({error}); the command runs all the same"));
             None
         }
     };
@@ -82,7 +81,7 @@ async fn run_held(source: &Source, argv: &[String]) -> Result<Exit, Box<dyn Erro
                 _ = interrupts.recv() => {}
                 () = tokio::time::sleep(RENEW_EVERY) => {
                     if let Some(id) = &id && let Ok(Err(why)) = control::ask(source, &Command::HoldRenew { id: id.clone() }).await {
-                        eprintln!("proctor: the hold was not renewed: {why}");
+                        complain(&format!("proctor: the hold was not renewed: {why}"));
                     }
                 }
             }
@@ -91,9 +90,9 @@ async fn run_held(source: &Source, argv: &[String]) -> Result<Exit, Box<dyn Erro
     };
     if let Some(id) = id {
         match control::ask(source, &Command::HoldEnd { id: Some(id) }).await {
-            Ok(Ok(reply)) => eprintln!("proctor: {}", reply.text),
-            Ok(Err(why)) => eprintln!("proctor: {why}"),
-            Err(error) => eprintln!("proctor: {error}"),
+            Ok(Ok(reply)) => complain(&format!("proctor: {}", reply.text)),
+            Ok(Err(why)) => complain(&format!("proctor: {why}")),
+            Err(error) => complain(&format!("proctor: {error}")),
         }
     }
     Ok(Exit::of(ended?))

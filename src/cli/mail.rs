@@ -4,7 +4,7 @@ use std::error::Error;
 
 use clap::Subcommand;
 
-use super::Exit;
+use super::{Exit, complain, say};
 use crate::app::{self, Source};
 use crate::client::net::chain;
 use crate::client::smtp::{self, Limits};
@@ -19,7 +19,6 @@ pub(super) enum Mail {
     Test,
 }
 
-#[expect(clippy::print_stdout, clippy::print_stderr, reason = "this is the command's answer")]
 pub(super) fn run(source: &Source, Mail::Test: &Mail) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let config = app::load(source)?.config;
     let Some(notify) = config.notify.as_ref().map(|notify| &notify.value) else {
@@ -45,20 +44,20 @@ pub(super) fn run(source: &Source, Mail::Test: &Mail) -> Result<Exit, Box<dyn Er
                 next_at: now,
                 last_error: None,
             };
-            println!("To {to}, by {}:{}", relay.host, relay.port);
+            say(&format!("To {to}, by {}:{}\n", relay.host, relay.port))?;
             let (envelope, message) = compose(&author, &to, &delivery)?;
             let (transcript, why) = match smtp::deliver(&relay, &envelope, &message).await {
                 Ok(accepted) => (accepted.transcript, None),
                 Err(error) => (error.transcript.clone(), Some(chain(&error))),
             };
             for line in transcript {
-                println!("  {line}");
+                say(&format!("  {line}\n"))?;
             }
             match why {
-                None => println!("Taken by the relay. Whether it arrives, look into the mailbox.\n"),
+                None => say("Taken by the relay. Whether it arrives, look into the mailbox.\n\n")?,
                 Some(why) => {
                     failed += 1;
-                    eprintln!("Not sent: {why}\n");
+                    complain(&format!("Not sent: {why}\n"));
                 }
             }
         }

@@ -13,6 +13,7 @@ mod serve;
 mod silence;
 mod supervised;
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use clap::{Parser, Subcommand};
@@ -123,7 +124,7 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
     match cli.command {
         Command::Serve => serve::run(source),
         Command::Check(check) => check::run(&source, &check),
-        Command::Config(ConfigCommand::Check { file }) => Ok(config::check(&file.map_or(source, Source::File))),
+        Command::Config(ConfigCommand::Check { file }) => Ok(config::check(&file.map_or(source, Source::File))?),
         Command::Rules(command) => Ok(rules::run(&command)?),
         Command::Silence(command) => silence::run(&source, command),
         Command::Hold(hold) => hold::run(&source, hold),
@@ -142,6 +143,30 @@ fn source(named: Option<&Path>) -> Source {
         None if default.exists() => Source::File(default.to_owned()),
         None => Source::Host,
     }
+}
+
+/// Prints an answer. Whoever closed the other end, as `head` does, wants no more of it.
+///
+/// # Errors
+/// It cannot be written for another reason, such as a full disk: then nobody may believe that all of it was said.
+fn say(text: &str) -> io::Result<()> {
+    quiet_end(io::stdout().lock().write_all(text.as_bytes()))
+}
+
+/// Prints what is no answer. That nobody can read it must end neither a deploy under `proctor hold run` nor anything else.
+pub fn complain(text: &str) {
+    if let Err(error) = writeln!(io::stderr().lock(), "{text}") {
+        tracing::debug!(%error, "nobody reads what is complained about");
+    }
+}
+
+/// Writes `1 target`, `2 targets`.
+fn counted(count: usize, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn quiet_end(written: io::Result<()>) -> io::Result<()> {
+    written.or_else(|error| if error.kind() == io::ErrorKind::BrokenPipe { Ok(()) } else { Err(error) })
 }
 
 /// Runs to the end: two workers are plenty, and each thread costs memory. A name that is still being resolved is not

@@ -5,7 +5,7 @@ use std::error::Error;
 
 use clap::Subcommand;
 
-use super::Exit;
+use super::{Exit, say};
 use crate::app::{self, Source};
 use crate::config::Config;
 
@@ -28,14 +28,13 @@ fn user(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-#[expect(clippy::print_stdout, reason = "this is the command's answer")]
 pub(super) fn run(source: &Source, Render::Polkit { user }: &Render) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let config = app::load(source)?.config;
     let allowed = allowed(&config);
     if allowed.is_empty() {
         return Err("no action of the configuration acts on a unit of systemd (actions: NAME: {systemd: …}): no rule is needed".into());
     }
-    print!("{}", polkit(user, &allowed)?);
+    say(&polkit(user, &allowed)?)?;
     Ok(Exit::Well)
 }
 

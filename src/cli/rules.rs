@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use clap::Subcommand;
 
-use super::Exit;
 use super::fold::fold;
+use super::{Exit, counted, quiet_end};
 use crate::config;
 use crate::model::{Position, Problem, Problems};
 use crate::rules::{load, unit};
@@ -30,6 +30,11 @@ pub(super) enum Rules {
 
 pub(super) fn run(command: &Rules) -> std::io::Result<Exit> {
     let mut well = true;
+    quiet_end(answer(command, &mut well))?;
+    Ok(if well { Exit::Well } else { Exit::Failed })
+}
+
+fn answer(command: &Rules, well: &mut bool) -> std::io::Result<()> {
     let (mut out, mut err) = (std::io::stdout().lock(), std::io::stderr().lock());
     let mut say = |file: &Path, passed: String, warnings: &[String], problems: &[Problem]| -> std::io::Result<()> {
         if problems.is_empty() {
@@ -44,7 +49,7 @@ pub(super) fn run(command: &Rules) -> std::io::Result<Exit> {
             }
         }
         if !problems.is_empty() {
-            well = false;
+            *well = false;
             writeln!(err, "{}: FAILED, {}", file.display(), counted(problems.len(), "mistake"))?;
         }
         Ok(())
@@ -63,7 +68,7 @@ pub(super) fn run(command: &Rules) -> std::io::Result<Exit> {
             }
         }
     }
-    Ok(if well { Exit::Well } else { Exit::Failed })
+    Ok(())
 }
 
 fn check(file: &Path) -> (usize, Vec<Problem>) {
@@ -77,8 +82,4 @@ fn check(file: &Path) -> (usize, Vec<Problem>) {
         }
     };
     (rules, problems.into_sorted())
-}
-
-fn counted(count: usize, what: &str) -> String {
-    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }

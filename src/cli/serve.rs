@@ -13,7 +13,15 @@ use crate::remediate::Mode;
 pub(super) fn run(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let filter = EnvFilter::try_from_env("PROCTOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let ansi = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(ansi).with_target(false).init();
+    // A log that cannot be written (its disk is full, its reader gone) must not end what it is about: by default the line
+    // about that would go to the same place, and panic.
+    tracing_subscriber::fmt()
+        .log_internal_errors(false)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(ansi)
+        .with_target(false)
+        .init();
     super::block_on(serve(source))?
 }
 

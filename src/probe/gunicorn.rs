@@ -4,7 +4,7 @@
 //! for a page, any answer of which means that it lives, and the kernel for the queue.
 
 use std::io;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -28,8 +28,8 @@ const MAX_BODY: usize = 1 << 20;
 /// How often the kernel is asked for the queue while the answer does not come.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// An attempt of ours that no worker took stays in the queue: no other is put beside it for so long, or until the queue
-/// has been empty.
+/// An attempt of ours that no worker took stays in the queue, and costs a worker a page that nobody reads: no other is
+/// put beside it for so long, or until the queue has been empty.
 const LEFT_ALONE: Duration = Duration::from_secs(30);
 
 crate::config_struct! {
@@ -57,14 +57,35 @@ pub fn plan(config: &GunicornConfig) -> Result<Vec<Planned>, String> {
         return Err(format!("forwarded_proto: expected http or https, found {:?}", config.forwarded_proto));
     }
     let request = Request::get(url).at(config.listen.clone()).header("x-forwarded-proto", &config.forwarded_proto);
-    Ok(Planned::only(Gunicorn { listen: config.listen.clone(), request, left: Mutex::new(None) }))
+    Ok(Planned::only(Gunicorn { listen: config.listen.clone(), request, left: Mutex::default() }))
 }
 
 struct Gunicorn {
     listen: Endpoint,
     request: Request,
-    /// When an attempt of ours was left in the queue.
-    left: Mutex<Option<Instant>>,
+    left: Mutex<Left>,
+}
+
+/// The attempts of ours that were left in the queue since it was last empty, as far as that can be known from outside.
+#[derive(Debug, Default)]
+struct Left {
+    /// When the last one was seen there.
+    at: Option<Instant>,
+    /// How many they are at most.
+    own: u32,
+}
+
+impl Left {
+    /// Says whether another attempt would only make the queue longer.
+    fn holds(&self, now: Instant) -> bool {
+        self.at.is_some_and(|at| now.duration_since(at) < LEFT_ALONE)
+    }
+
+    /// Notes that this attempt waits in the queue.
+    fn add(&mut self, counted: &mut bool, now: Instant) {
+        self.own += u32::from(!std::mem::replace(counted, true));
+        self.at = Some(now);
+    }
 }
 
 impl Gunicorn {
@@ -90,8 +111,11 @@ impl Gunicorn {
         };
         match queue {
             Ok(Some(queue)) => {
-                let own = u32::from(self.is_left());
-                rec.set_with(&QUEUE, &[("listen", &listen)], f64::from(queue.waiting.saturating_sub(own)));
+                let mut left = self.left();
+                if queue.waiting == 0 {
+                    *left = Left::default();
+                }
+                rec.set_with(&QUEUE, &[("listen", &listen)], f64::from(queue.waiting.saturating_sub(left.own)));
                 rec.set_with(&QUEUE_MAX, &[("listen", &listen)], f64::from(queue.max));
             }
             Ok(None) => rec.sight(partial(
@@ -105,14 +129,8 @@ impl Gunicorn {
         }
     }
 
-    /// Says whether an attempt of ours may still stand in the queue.
-    fn is_left(&self) -> bool {
-        self.left.lock().unwrap_or_else(PoisonError::into_inner).is_some_and(|at| at.elapsed() < LEFT_ALONE)
-    }
-
-    fn leave(&self, left: bool) {
-        let mut at = self.left.lock().unwrap_or_else(PoisonError::into_inner);
-        *at = left.then(|| at.unwrap_or_else(Instant::now));
+    fn left(&self) -> MutexGuard<'_, Left> {
+        self.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn ask(&self, rec: &mut Recorder) -> Result<(), Failure> {
@@ -128,7 +146,7 @@ impl Gunicorn {
         }
         while let Ok(Some(queue)) = &before
             && queue.waiting > 0
-            && self.is_left()
+            && self.left().holds(Instant::now())
         {
             rec.waiting(Reason::Saturated, format!("{listen}: {}", busy(*queue)));
             tokio::time::sleep(LOOK).await;
@@ -156,6 +174,7 @@ impl Gunicorn {
         let url = &self.request.url;
         let no_answer = format!("{connected}, a worker took the request {url}, waiting for its answer");
         rec.waiting(Reason::AnswerTimeout, no_answer.clone());
+        let mut counted = false;
         let answer = {
             let mut exchange = std::pin::pin!(http::exchange(stream, &self.request, MAX_BODY, &mut seen));
             loop {
@@ -163,7 +182,7 @@ impl Gunicorn {
                     answer = &mut exchange => break answer,
                     () = tokio::time::sleep(LOOK) => match self.queue(&addresses) {
                         Ok(Some(queue)) if queue.waiting > 0 => {
-                            self.leave(true);
+                            self.left().add(&mut counted, Instant::now());
                             rec.waiting(Reason::Saturated, format!("{connected}, but {}", busy(queue)));
                         }
                         Ok(_) => rec.waiting(Reason::AnswerTimeout, no_answer.clone()),
@@ -172,7 +191,8 @@ impl Gunicorn {
                 }
             }
         };
-        self.leave(false);
+        // A queue: who comes after those of before was taken after them.
+        *self.left() = Left::default();
         record_answer(rec, url, &seen, answer.as_ref().ok());
         match answer {
             // The head of an answer is a worker that lives, whatever becomes of the body.
@@ -207,6 +227,23 @@ impl Probe for Gunicorn {
 mod tests {
     use super::*;
     use crate::model::decode::from_text;
+
+    #[test]
+    fn while_nobody_takes_them_one_attempt_is_put_into_the_queue_in_30_s_and_none_of_them_is_load_of_the_site() {
+        let (mut left, begin) = (Left::default(), Instant::now());
+        let mut put = Vec::new();
+        // A probe every 15 s that waits for 5 s and looks five times a second.
+        for run in 0..20u64 {
+            let now = begin + Duration::from_secs(15 * run);
+            let mut counted = false;
+            if !left.holds(now) {
+                put.push(15 * run);
+                (0..25).for_each(|look| left.add(&mut counted, now + LOOK * look));
+            }
+        }
+        assert_eq!(put, [0, 45, 90, 135, 180, 225, 270]);
+        assert_eq!(left.own as usize, put.len());
+    }
 
     #[test]
     fn a_configuration_needs_the_sites_own_name() {

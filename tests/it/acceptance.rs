@@ -13,6 +13,8 @@ use crate::support::tunnel::{Postgres, Tunnel};
 
 const DOWN: &[(&str, &str)] = &[("MemcachedDown", "memcached_up == 0")];
 
+const ADMINS: [&str; 2] = ["ann@example.org", "bob@example.org"];
+
 fn cache(port: u16) -> String {
     format!("probes:\n  cache: {{memcached: {{address: \"127.0.0.1:{port}\"}}}}\n")
 }
@@ -187,8 +189,8 @@ async fn a_hundred_kills_at_random_moments_lose_no_mail_repeat_no_action_and_tel
         }
         let ended = || {
             let mails = sink.mails();
-            let ids: BTreeSet<_> = mails.iter().filter(|mail| is_end(mail)).map(|mail| mail.header("Message-ID").to_owned()).collect();
-            ids.len() >= episode
+            let ends = mails.iter().filter(|mail| is_end(mail)).map(|mail| (mail.to.as_str(), mail.header("Message-ID")));
+            ends.collect::<BTreeSet<_>>().len() >= ADMINS.len() * episode
         };
         eventually("the episode is told to its end", Duration::from_secs(60), || async { ended().then_some(()) }).await;
         running = Daemon::on(port).await;
@@ -196,7 +198,7 @@ async fn a_hundred_kills_at_random_moments_lose_no_mail_repeat_no_action_and_tel
     let runs = std::fs::read_to_string(&trace).expect("it ran");
     let episodes: BTreeSet<&str> = runs.lines().collect();
     assert_eq!((runs.lines().count(), episodes.len()), (EPISODES, EPISODES), "each episode is acted on once:\n{runs}");
-    for admin in ["ann@example.org", "bob@example.org"] {
+    for admin in ADMINS {
         let mails: Vec<Mail> = sink.mails().into_iter().filter(|mail| mail.to == admin).collect();
         let of =
             |end: bool| mails.iter().filter(move |mail| is_end(mail) == end).map(|mail| mail.header("Message-ID")).collect::<BTreeSet<_>>();
@@ -207,6 +209,38 @@ async fn a_hundred_kills_at_random_moments_lose_no_mail_repeat_no_action_and_tel
             assert!(of(false).contains(end.header("In-Reply-To")), "in the thread of its beginning");
         }
     }
+}
+
+#[tokio::test]
+async fn a_tunnel_frozen_or_closed_at_its_far_end_and_an_ssh_frozen_or_killed_have_four_reasons_and_a_way_back() {
+    let Some(mut postgres) = Postgres::start(false).await else { return };
+    let far = format!("127.0.0.1:{}", postgres.port);
+    let Some(mut tunnel) = Tunnel::to(&[&far]).await else { return };
+    let sink = Sink::start().await;
+    let probes = format!("probes:\n  csrpt: {{tunnel: {{address: \"127.0.0.1:{}\", speaks: postgres}}}}\n", tunnel.ports[0]);
+    let proctor = Proctor::configured(sink.port, &probes).built_in_rules().started();
+    let shows = |line: &'static str| proctor.shows(line, Duration::from_secs(30));
+    let well = "probe_success{probe=\"csrpt\"} 1";
+    shows(well).await;
+
+    postgres.process.signal("STOP");
+    shows("probe_failure_info{probe=\"csrpt\",reason=\"remote_silent\"} 1").await;
+    let mails = sink.wait_for(2, Duration::from_secs(30)).await;
+    assert!(mails[0].header("Subject").contains("TunnelDown csrpt") && mails[0].text.contains("remote_silent"), "{}", mails[0].text);
+    postgres.process.signal("CONT");
+    shows(well).await;
+    postgres.process.kill();
+    shows("probe_failure_info{probe=\"csrpt\",reason=\"remote_refused\"} 1").await;
+    postgres.restart().await;
+    shows(well).await;
+    tunnel.ssh.signal("STOP");
+    shows("probe_failure_info{probe=\"csrpt\",reason=\"ssh_hung\"} 1").await;
+    tunnel.ssh.signal("CONT");
+    shows(well).await;
+    tunnel.ssh.kill();
+    shows("probe_failure_info{probe=\"csrpt\",reason=\"local_refused\"} 1").await;
+    tunnel.restart().await;
+    shows(well).await;
 }
 
 fn is_end(mail: &Mail) -> bool {

@@ -456,6 +456,46 @@ async fn without_dbus_docker_or_a_relay_it_runs_and_says_what_it_cannot_do() {
     assert_eq!(stop(&mut proctor, "TERM").await.0, Some(0));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_cannot_be_written_ends_nothing() {
+    let house = House::new(&format!("probes:\n  dead: {{tcp: {{address: '127.0.0.1:{}'}}}}\n", free_port()));
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    // As on a full disk; and what is told to it, such as to load anew, is logged too.
+    let mut command = house.command();
+    let mut proctor = command.arg("serve").stdout(full()).stderr(full()).spawn().expect("it starts");
+    house.shows("probe_success{probe=\"dead\"}", 0.0).await;
+    let signal = |name: &str| Command::new("kill").args([&format!("-{name}"), &proctor.id().to_string()]).status().expect("kill runs");
+    let loaded = || async {
+        let text = house.get("/metrics").await?;
+        text.lines().find_map(|line| line.strip_prefix("proctor_config_last_reload_success_timestamp_seconds ")?.parse::<f64>().ok())
+    };
+    let before = eventually("it serves", SOON, loaded).await;
+    signal("HUP");
+    eventually("it loads anew", SOON, || async { (loaded().await? > before).then_some(()) }).await;
+    signal("TERM");
+    assert_eq!(tokio::task::block_in_place(|| proctor.wait()).expect("it ends").code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_nobody_reads_is_no_crash_and_one_that_is_cut_off_is_no_success() {
+    let house = House::new("");
+    let full = || std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    for arguments in [&["config", "check"] as &[&str], &["check", "--format", "nagios"]] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = house.command().args(arguments).stdout(writer).output().expect("it runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!said.contains("panicked") && output.status.code() != Some(101), "{arguments:?}: {said}");
+        let output = house.command().args(arguments).stdout(full()).output().expect("it runs");
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("No space left on device"), "{output:?}");
+    }
+    // Nobody watches, and nobody can be told so: the deploy runs all the same.
+    let mut deploy = house.command();
+    let output = deploy.args(["hold", "run", "--", "sh", "-c", "echo deployed; exit 7"]).stderr(full()).output().expect("it runs");
+    assert_eq!((output.status.code(), String::from_utf8_lossy(&output.stdout).as_ref()), (Some(7), "deployed\n"));
+}
+
 /// Says whether a file exists under the stack's folder; where not, the test is skipped, or fails under
 /// `REQUIRE_SERVICES=1`.
 fn stack(file: &str) -> Option<std::path::PathBuf> {
