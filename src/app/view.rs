@@ -21,7 +21,10 @@ pub(super) fn status(loaded: &Loaded, latest: &[Latest], alerts: &[Alert], mut n
             name: alert.name().to_owned(),
             summary: alert.annotations.get("summary").unwrap_or("").to_owned(),
             since: alert.active_at,
-            note: alert.attempts.last().map(|attempt| format!("{}: {}", attempt.action, attempt.outcome)).unwrap_or_default(),
+            note: match (alert.attempts.last(), alert.evidence.first()) {
+                (Some(attempt), _) => format!("{}: {}", attempt.action, attempt.outcome),
+                (None, evidence) => evidence.cloned().unwrap_or_default(),
+            },
         })
         .collect();
     rows.sort_by_key(|row| (row.state != "firing", row.since));

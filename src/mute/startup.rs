@@ -109,6 +109,8 @@ impl Startup {
     /// [`Startup::record`] is to be written.
     pub fn new(config: &StartupConfig, started_at: Timestamp, boot_time: Option<Timestamp>, kept: Option<FirstLook>) -> Self {
         let mut record = kept.unwrap_or(FirstLook { began_at: started_at, done_at: None, told: Vec::new() });
+        // Where the clock was ahead when it began, it does not last until then.
+        record.began_at = record.began_at.min(started_at);
         if config.first_look.is_zero() && record.done_at.is_none() {
             record.done_at = Some(started_at);
         }
@@ -159,5 +161,21 @@ impl Startup {
     /// Says whether this alert was told in the mail of the first look and still is as it was then.
     pub fn told(&self, alert: &Alert) -> bool {
         alert.is_firing() && !self.record.told.is_empty() && self.record.told.contains(&alert.episode())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::decode::from_text;
+
+    #[test]
+    fn a_first_look_that_began_while_the_clock_was_a_day_ahead_lasts_no_day() {
+        let config: StartupConfig = from_text("f", "{}").expect("is right");
+        let (now, ahead) = (Timestamp::from_secs(1_000_000), Timestamp::from_secs(1_000_000 + 86_400));
+        let kept = FirstLook { began_at: ahead, done_at: None, told: Vec::new() };
+        let startup = Startup::new(&config, now, None, Some(kept));
+        let view = StartupView { waiting: 0, systemd_starting: None };
+        assert!(!startup.first_look_due(view, now) && startup.first_look_due(view, now + config.first_look));
     }
 }

@@ -519,7 +519,9 @@ impl Story<'_> {
         let began = voice.moment(alert.active_at);
         vec![match (alert.resolved_at, self.firing.is_empty()) {
             (Some(end), _) => format!("From {began} to {}, {} in all.", voice.hour(end, self.now), lasted(alert, self.now)),
-            (None, true) => format!("From {began}. Its end was not seen: its rule is gone, or it ended while Proctor was not running."),
+            (None, true) => format!(
+                "From {began}. Its end was not seen: its rule is gone, has more alerts than its `limit`, or it ended while Proctor was not running."
+            ),
             (None, false) => format!("{began}, that is for {}.", lasted(alert, self.now)),
         }]
     }

@@ -36,6 +36,8 @@ const MAX_WAITING: (usize, usize) = (10_000, 64 * 1024 * 1024);
 const MAX_ROUND: usize = 50;
 /// How often an earlier message of a thread may fail before the later ones no longer wait for it.
 const MAX_WAIT_FOR_THREAD: u32 = 5;
+/// What was queued later than this from now was queued by another clock.
+const CLOCK_SLACK: Duration = Duration::from_secs(60);
 /// The most refused addresses that are remembered.
 const MAX_REFUSED: usize = 200;
 
@@ -255,10 +257,14 @@ impl Outbox {
 
     /// Reads the queue from the store.
     fn load(&self) {
-        let all = self.store.all::<Delivery>();
+        let (all, now) = (self.store.all::<Delivery>(), tasks::now());
         let mut state = self.lock();
         let mut before = std::mem::take(&mut state.waiting);
-        for delivery in all {
+        for mut delivery in all {
+            if delivery.queued_at > now + CLOCK_SLACK {
+                // The clock was ahead in an earlier run: what waits does not wait until then.
+                (delivery.queued_at, delivery.next_at) = (now, now);
+            }
             // What is known and unchanged is not measured again.
             let entry = match before.remove(&delivery.id) {
                 Some((known, size)) if *known == delivery => (known, size),

@@ -160,7 +160,7 @@ fn broken_rule(group: &str, rule: &str) -> Arc<AlertRule> {
             text("summary", &format!("rule {rule} of group {group} cannot be evaluated")),
             text(
                 "description",
-                "What this rule watches is not watched now, and its alerts stay as they were. The status page and the log say why.",
+                "What this rule watches is not watched now, and its alerts stay as they were. The evidence says why, as the status page and the log do. Mend the rule, and load it with `proctor reload`.",
             ),
         ]
         .into_iter()
@@ -240,6 +240,10 @@ impl GroupState {
             judged.extend((turn.settled && slot.error.is_none()).then(|| slot.id.clone()));
         }
         self.publish();
+        for slot in &self.slots {
+            let Some(why) = &slot.error else { continue };
+            slot.broken.alerts().for_each(|alert| self.context.alerts.add_evidence(alert.fingerprint(), vec![why.clone()]));
+        }
         judged.iter().for_each(|rule| self.context.alerts.judge(rule));
         self.persist(now).await;
         self.context.metrics.rule_last_evaluation.set(now.as_secs_f64());
@@ -295,4 +299,56 @@ fn next_slot(hash: u64, interval: Duration, now: Timestamp) -> Duration {
     let phase = u64::try_from(now.0).unwrap_or(0) % interval;
     let wait = (hash % interval + interval - phase) % interval;
     Duration::from_millis(if wait == 0 { interval } else { wait })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Problems;
+    use crate::rules::load;
+    use crate::window::Limits;
+
+    #[tokio::test]
+    async fn a_rule_that_cannot_be_evaluated_is_an_alert_with_its_reason_and_ends_nothing() {
+        let metrics = Arc::new(Metrics::new());
+        let context = Context {
+            window: Window::new(Limits::default(), metrics.clone()),
+            alerts: AlertTable::default(),
+            store: Store::open(None, metrics.clone()).expect("opens in memory"),
+            metrics: metrics.clone(),
+            site_labels: Labels::default(),
+            external_url: "".into(),
+            ready: Arc::new(|| true),
+        };
+        let text = "groups: [{name: g, rules: [{alert: Down, expr: up == 0, labels: {probe: same}}]}]";
+        let mut problems = Problems::new("f.yml");
+        let groups = load::from_text("f.yml".as_ref(), text, Duration::from_secs(10), &mut problems);
+        let mut group = restore(groups, &context, Timestamp::from_secs(0)).await.remove(0);
+        let shown = || {
+            let one = |alert: &Alert| format!("{} {:?}", alert.name(), alert.state);
+            context.alerts.all().iter().map(one).collect::<std::collections::BTreeSet<_>>().into_iter().collect::<Vec<_>>().join(", ")
+        };
+        let mut turn = async |seconds: i64, down: &[&str]| {
+            let now = Timestamp::from_secs(seconds);
+            let samples = ["a", "b"].map(|probe| {
+                let value = if down.contains(&probe) { 0.0 } else { 1.0 };
+                (Labels::new([("__name__", "up"), ("probe", probe)]), value)
+            });
+            context.window.accept("x", now, samples);
+            group.turn(now).await;
+        };
+        turn(10, &["a"]).await;
+        assert_eq!(shown(), "Down Firing");
+        // Now two samples make the same alert.
+        turn(20, &["a", "b"]).await;
+        assert_eq!(shown(), "Down Firing, ProctorRuleFailing Pending");
+        assert_eq!(metrics.rule_evaluation_failures.get(), 1);
+        turn(80, &["a", "b"]).await;
+        assert_eq!(shown(), "Down Firing, ProctorRuleFailing Firing");
+        let failing = context.alerts.all().into_iter().find(|alert| alert.name() == "ProctorRuleFailing").expect("it fires");
+        assert_eq!(failing.annotations.get("summary"), Some("rule Down of group g cannot be evaluated"));
+        assert!(failing.evidence.iter().any(|line| line.contains("make the same alert")), "{:?}", failing.evidence);
+        turn(90, &[]).await;
+        assert_eq!(shown(), "Down Inactive, ProctorRuleFailing Inactive");
+    }
 }

@@ -20,7 +20,7 @@ pub struct AlertRow {
     pub summary: String,
     /// Since when.
     pub since: Timestamp,
-    /// Why it is not said now, or what was done.
+    /// What was done about it, or else what is known of it.
     pub note: String,
 }
 

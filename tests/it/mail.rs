@@ -432,6 +432,18 @@ async fn a_stop_ends_the_delivery_in_flight_and_the_next_start_takes_the_rest() 
 }
 
 #[tokio::test]
+async fn what_was_queued_by_a_clock_that_was_a_day_ahead_goes_out_now() {
+    let sink = Sink::start().await;
+    let post = Post::start(Post::ways(&sink));
+    let mut ahead = delivery("a", "admin@example.org", Weight::Firing);
+    ahead.queued_at = ahead.queued_at + Duration::from_secs(86_400);
+    ahead.next_at = ahead.queued_at;
+    post.queue(&[ahead]).await;
+    sink.wait_for(1, SOON).await;
+    post.empty().await;
+}
+
+#[tokio::test]
 async fn too_old_and_too_many_are_given_up_but_never_a_beginning_for_room() {
     let sink = Sink::start().await;
     let port = free_port();
