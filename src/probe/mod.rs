@@ -348,6 +348,8 @@ kinds! {
     beat: BeatConfig [shared],
     /// Asks whether the processes of the site run the code that lies on its disk.
     code: CodeConfig [shared],
+    /// Asks systemd whether the units that should be up are, and what failed besides.
+    systemd: SystemdConfig [shared],
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

@@ -8,25 +8,7 @@ use futures_util::future::BoxFuture;
 
 use super::{Action, Done, Facts, Occasion, line};
 use crate::client::net::chain;
-use crate::client::systemd::{CALL, Systemd, SystemdError, UnitState, Verb, is_unit};
-use crate::model::Problems;
-use crate::model::decode::{self, Decode};
-use crate::model::yaml::Node;
-
-/// The name of a unit, with its ending.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct UnitName(pub String);
-
-impl Decode for UnitName {
-    const EXPECTED: &'static str = "the whole name of a unit, such as gunicorn.service or celery@batch.service";
-    fn decode(node: &Node, problems: &mut Problems) -> Option<Self> {
-        let name = String::decode(node, &mut Problems::default()).filter(|text| is_unit(text));
-        if name.is_none() {
-            decode::mismatch(node, Self::EXPECTED, problems);
-        }
-        name.map(Self)
-    }
-}
+use crate::client::systemd::{CALL, Systemd, SystemdError, UnitName, UnitState, Verb};
 
 crate::config_struct! {
     /// Acts on a unit over D-Bus. A polkit rule must allow the user of Proctor exactly this verb on exactly this unit.

@@ -4,31 +4,36 @@
 //! own). Nobody is ever asked for a password: the flag for interactive authorisation is not set. Source:
 //! org.freedesktop.systemd1(5).
 
-use std::collections::HashMap;
+mod signals;
+mod unit;
+
 use std::fmt;
-use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use tokio::sync::Mutex;
 use tokio::time::timeout;
-use zbus::{Connection, DynamicType, MatchRule, Message, MessageStream, OwnedObjectPath, OwnedVariant, Structure, Variant, connection};
+use zbus::{Connection, DynamicType, Message, OwnedObjectPath, OwnedVariant, connection};
 
+pub use self::signals::{Signal, Signals, UnitChange};
+use self::unit::{Properties, moment, path_of};
+pub use self::unit::{Timer, UnitName, UnitState, is_unit};
 use crate::model::duration::print;
 use crate::model::{Timestamp, decode, problem::Problems, yaml::Node};
 
 /// The limit of one call.
 pub const CALL: Duration = Duration::from_secs(30);
-/// Signals that may wait to be read: every unit's jobs are among them.
-const MAX_SIGNALS: usize = 1024;
-/// The most units whose start is looked at.
+/// The most units whose start is looked at, and the most failed ones that are told.
 const MAX_UNITS: usize = 300;
+/// The most processes of a unit that are looked at, and the longest command line, in bytes.
+const MAX_PROCESSES: (usize, usize) = (5_000, 4_096);
 
 const BUS_NAME: &str = "org.freedesktop.systemd1";
 const PATH: &str = "/org/freedesktop/systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
 const UNIT: &str = "org.freedesktop.systemd1.Unit";
 const SERVICE: &str = "org.freedesktop.systemd1.Service";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 
 /// What went wrong between us and systemd.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +82,14 @@ pub enum SystemdError {
     /// The bus went away while a job was waited for: its outcome is not known.
     #[error("the system bus closed while {0} was waited for")]
     Closed(String),
+}
+
+impl SystemdError {
+    /// Says whether it means: not allowed.
+    pub fn is_denied(&self) -> bool {
+        let Self::Call { source, .. } = self else { return matches!(self, Self::Denied { .. }) };
+        name_of(source).is_some_and(|name| DENIED.contains(&name.as_str()))
+    }
 }
 
 /// What can be done to a unit, in the words that polkit rules use too.
@@ -132,56 +145,8 @@ impl decode::Decode for Verb {
     }
 }
 
-/// Says whether a text may be the name of a unit, with its ending: systemd allows 255 of `[a-zA-Z0-9:_.\\@-]`.
-pub fn is_unit(text: &str) -> bool {
-    const ENDINGS: [&str; 6] = ["service", "socket", "timer", "path", "target", "mount"];
-    let Some((name, ending)) = text.rsplit_once('.') else { return false };
-    let inner = |c: char| c.is_ascii_alphanumeric() || matches!(c, ':' | '-' | '_' | '.' | '\\' | '@');
-    // An option would begin with '-', a template without an instance is no unit.
-    let whole = !name.is_empty() && !name.starts_with(['-', '.', '@']) && !name.ends_with('@');
-    text.len() <= 255 && whole && name.chars().all(inner) && ENDINGS.contains(&ending)
-}
-
-/// What is known of a unit. Texts that systemd does not give are empty.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UnitState {
-    /// `active`, `inactive`, `failed`, `activating`, `deactivating`, `reloading`.
-    pub active: String,
-    /// The finer state, such as `running`, `exited`, `auto-restart`.
-    pub sub: String,
-    /// `loaded`, `not-found`, `masked`, `error`, …
-    pub load: String,
-    /// Differs for each start; empty where it never was.
-    pub invocation: String,
-    /// How the service last ended: `success`, `exit-code`, `signal`, `oom-kill`, `start-limit-hit`, …
-    pub result: String,
-    /// `simple`, `notify`, `oneshot`, …
-    pub kind: String,
-    /// How often systemd restarted it by itself.
-    pub restarts: u32,
-    /// The exit code or signal of its last end.
-    pub exit_status: i32,
-    /// When it last became active.
-    pub active_since: Option<Timestamp>,
-    /// When it last became inactive.
-    pub inactive_since: Option<Timestamp>,
-    /// Whether a job for it is waiting or running.
-    pub has_job: bool,
-}
-
-/// One line for people.
-impl fmt::Display for UnitState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} ({})", self.active, self.sub)?;
-        if !self.result.is_empty() && self.result != "success" {
-            write!(f, ", result {}, exit status {}", self.result, self.exit_status)?;
-        }
-        match self.restarts {
-            0 => Ok(()),
-            n => write!(f, ", restarted {n} times by systemd"),
-        }
-    }
-}
+/// A unit as `ListUnits` gives it: the name first, its object path seventh.
+type Listed = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 /// systemd on the system bus.
 #[derive(Debug)]
@@ -206,19 +171,23 @@ impl Systemd {
         if let Some(connection) = kept.as_ref().filter(|connection| !connection.is_closed()) {
             return Ok(connection.clone());
         }
+        let connection = self.connect_anew().await?;
+        *kept = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn connect_anew(&self) -> Result<Connection, SystemdError> {
         let builder = self.address.as_deref().map_or_else(connection::Builder::system, connection::Builder::address);
         let build =
             timeout(CALL, builder.build()).await.map_err(|_| SystemdError::Timeout { what: "a new connection".into(), limit: CALL })?;
-        let connection = build.map_err(|source| SystemdError::Connect {
+        build.map_err(|source| SystemdError::Connect {
             address: self
                 .address
                 .clone()
                 .or_else(|| std::env::var("DBUS_SYSTEM_BUS_ADDRESS").ok())
                 .unwrap_or_else(|| "its usual place".to_owned()),
             source: Box::new(source),
-        })?;
-        *kept = Some(connection.clone());
-        Ok(connection)
+        })
     }
 
     async fn call<B>(&self, path: &str, interface: &str, method: &str, body: &B, what: &str) -> Result<Message, SystemdError>
@@ -231,40 +200,70 @@ impl Systemd {
         reply.map_err(|source| SystemdError::Call { what: what.to_owned(), source: Box::new(source) })
     }
 
-    async fn properties(&self, path: &OwnedObjectPath, interface: &str) -> Result<Properties, SystemdError> {
-        let what = format!("the properties of {}", path.as_str());
-        let reply = self.call(path.as_str(), "org.freedesktop.DBus.Properties", "GetAll", &interface, &what).await?;
-        let body = reply.body();
-        body.deserialize().map(Properties).map_err(|source| SystemdError::Call { what, source: Box::new(source) })
-    }
-
-    /// Returns what is known of a unit; one that does not exist has the load state `not-found`.
+    /// Returns what is known of a unit, by one call; one that does not exist has the load state `not-found`.
     ///
     /// # Errors
     /// [`SystemdError`].
     pub async fn unit(&self, name: &str) -> Result<UnitState, SystemdError> {
         let what = format!("for the state of {name}");
-        let reply = self.call(PATH, MANAGER, "LoadUnit", &name, &what).await?;
+        // An empty interface stands for all of them, and systemd loads the unit that a path names.
+        let reply = self.call(&path_of(name), PROPERTIES, "GetAll", &"", &what).await?;
         let body = reply.body();
-        let path: OwnedObjectPath = body.deserialize().map_err(|source| SystemdError::Call { what, source: Box::new(source) })?;
-        let unit = self.properties(&path, UNIT).await?;
-        // Only a .service has these.
-        let service = self.properties(&path, SERVICE).await.unwrap_or_default();
-        Ok(UnitState {
-            active: unit.text("ActiveState"),
-            sub: unit.text("SubState"),
-            load: unit.text("LoadState"),
-            invocation: unit.bytes("InvocationID").iter().map(|byte| format!("{byte:02x}")).collect(),
-            result: service.text("Result"),
-            kind: service.text("Type"),
-            restarts: service.get("NRestarts").unwrap_or(0),
-            exit_status: service.get("ExecMainStatus").unwrap_or(0),
-            active_since: unit.moment("ActiveEnterTimestamp"),
-            inactive_since: unit.moment("InactiveEnterTimestamp"),
-            has_job: unit
-                .get::<Structure<'_>>("Job")
-                .is_some_and(|job| job.fields().first().and_then(|id| u32::try_from(id).ok()).is_some_and(|id| id != 0)),
-        })
+        let all: Properties = body.deserialize().map_err(|source| SystemdError::Call { what, source: Box::new(source) })?;
+        Ok(UnitState::of(&all))
+    }
+
+    /// Returns the command lines of the processes of a unit's control group, by process id. systemd reads them, so that
+    /// other users' are seen too.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn processes(&self, name: &str) -> Result<Vec<(u32, String)>, SystemdError> {
+        let what = format!("for the processes of {name}");
+        let reply = self.call(PATH, MANAGER, "GetUnitProcesses", &name, &what).await?;
+        let body = reply.body();
+        let all: Vec<(String, u32, String)> = body.deserialize().map_err(|source| SystemdError::Call { what, source: Box::new(source) })?;
+        let cut = |line: String| line.chars().take(MAX_PROCESSES.1).collect();
+        Ok(all.into_iter().take(MAX_PROCESSES.0).map(|(_, pid, line)| (pid, cut(line))).collect())
+    }
+
+    /// Returns the names of the units that have failed.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn failed_units(&self) -> Result<Vec<String>, SystemdError> {
+        let none: &[&str] = &[];
+        let units = self.list(&["failed"], none, "for the failed units").await?;
+        Ok(units.into_iter().map(|unit| unit.0).collect())
+    }
+
+    /// Returns the names of the services that are up.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn active_services(&self) -> Result<Vec<String>, SystemdError> {
+        let units = self.list(&["active", "reloading"], &["*.service"], "for the active services").await?;
+        Ok(units.into_iter().map(|unit| unit.0).collect())
+    }
+
+    /// Returns what a job does: `start`, `stop`, `restart`, `reload`, …
+    ///
+    /// # Errors
+    /// [`SystemdError`]: a job that is over is not known any more.
+    pub async fn job_type(&self, id: u32) -> Result<String, SystemdError> {
+        let path = format!("{PATH}/job/{id}");
+        self.text(&path, "org.freedesktop.systemd1.Job", "JobType", "for the type of a job").await
+    }
+
+    /// Begins to listen to what systemd says of its own accord, over a connection of its own.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn signals(&self) -> Result<Signals, SystemdError> {
+        let connection = self.connect_anew().await?;
+        let listen = timeout(CALL, Signals::listen(connection));
+        let listening = listen.await.map_err(|_| SystemdError::Timeout { what: "for its signals".into(), limit: CALL })?;
+        listening.map_err(|source| SystemdError::Call { what: "to send its signals".into(), source: Box::new(source) })
     }
 
     /// Returns how far the host is: `initializing`, `starting`, `running`, `degraded`, `maintenance`, `stopping`.
@@ -272,8 +271,11 @@ impl Systemd {
     /// # Errors
     /// [`SystemdError`].
     pub async fn system_state(&self) -> Result<String, SystemdError> {
-        let what = "for the state of the host";
-        let reply = self.call(PATH, "org.freedesktop.DBus.Properties", "Get", &(MANAGER, "SystemState"), what).await?;
+        self.text(PATH, MANAGER, "SystemState", "for the state of the host").await
+    }
+
+    async fn text(&self, path: &str, interface: &str, property: &str, what: &str) -> Result<String, SystemdError> {
+        let reply = self.call(path, PROPERTIES, "Get", &(interface, property), what).await?;
         let body = reply.body();
         let wrong = |source: zbus::Error| SystemdError::Call { what: what.into(), source: Box::new(source) };
         let value: OwnedVariant = body.deserialize().map_err(wrong)?;
@@ -288,9 +290,7 @@ impl Systemd {
     pub async fn act(&self, verb: Verb, unit: &str, limit: Duration) -> Result<String, SystemdError> {
         let what = format!("to {verb} {unit}");
         let refused = |error: SystemdError| match error {
-            SystemdError::Call { source, .. } if name_of(&source).is_some_and(|name| DENIED.contains(&name.as_str())) => {
-                SystemdError::Denied { verb, unit: unit.to_owned() }
-            }
+            error if error.is_denied() => SystemdError::Denied { verb, unit: unit.to_owned() },
             SystemdError::Call { source, what } => match name_of(&source).as_deref() {
                 Some("org.freedesktop.systemd1.NoSuchUnit") => SystemdError::Missing(unit.to_owned()),
                 Some("org.freedesktop.systemd1.UnitMasked") => SystemdError::Masked(unit.to_owned()),
@@ -304,26 +304,14 @@ impl Systemd {
         }
         let wrong = |source: zbus::Error| SystemdError::Call { what: what.clone(), source: Box::new(source) };
         // Listening begins before the call: a job may be over before its reply is here.
-        let connection = self.connect().await?;
-        let rule =
-            MatchRule::builder().msg_type(zbus::message::Type::Signal).interface(MANAGER).member("JobRemoved").build().map_err(wrong)?;
-        let listen = MessageStream::for_match_rule(rule, &connection, NonZeroUsize::new(MAX_SIGNALS));
-        let mut removed =
-            timeout(CALL, listen).await.map_err(|_| SystemdError::Timeout { what: what.clone(), limit: CALL })?.map_err(wrong)?;
-        // systemd sends signals only while somebody has subscribed; doing so twice is an error that means nothing.
-        if let Err(error @ (SystemdError::Timeout { .. } | SystemdError::Connect { .. })) =
-            self.call(PATH, MANAGER, "Subscribe", &(), "for its signals").await
-        {
-            return Err(error);
-        }
+        let mut signals = self.signals().await?;
         let reply = self.call(PATH, MANAGER, verb.method(), &(unit, "replace"), &what).await.map_err(refused)?;
         let body = reply.body();
         let job: OwnedObjectPath = body.deserialize().map_err(wrong)?;
         let ended = async {
-            while let Some(signal) = removed.try_next().await.map_err(wrong)? {
-                let body = signal.body();
-                match body.deserialize::<(u32, OwnedObjectPath, String, String)>() {
-                    Ok((_, path, _, result)) if path == job => return Ok(result),
+            while let Some(signal) = signals.next().await {
+                match signal {
+                    Signal::JobRemoved { path, result, .. } if path == job.as_str() => return Ok(result),
                     _ => {}
                 }
             }
@@ -332,22 +320,23 @@ impl Systemd {
         timeout(limit, ended).await.map_err(|_| SystemdError::Timeout { what: what.clone(), limit })?
     }
 
+    async fn list(&self, states: &[&str], patterns: &[&str], what: &str) -> Result<Vec<Listed>, SystemdError> {
+        let reply = self.call(PATH, MANAGER, "ListUnitsByPatterns", &(states, patterns), what).await?;
+        let body = reply.body();
+        body.deserialize().map_err(|source| SystemdError::Call { what: what.into(), source: Box::new(source) })
+    }
+
     /// Returns, of all active services, name and moment of the start. Those of user sessions are left out: a login
     /// starts two.
     ///
     /// # Errors
     /// [`SystemdError`].
     pub async fn recent_starts(&self) -> Result<Vec<(String, Timestamp)>, SystemdError> {
-        type Listed = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
-        let what = "for the active services";
-        let reply = self.call(PATH, MANAGER, "ListUnitsByPatterns", &(["active"].as_slice(), ["*.service"].as_slice()), what).await?;
-        let body = reply.body();
-        let units: Vec<Listed> = body.deserialize().map_err(|source| SystemdError::Call { what: what.into(), source: Box::new(source) })?;
+        let units = self.list(&["active"], &["*.service"], "for the active services").await?;
         let of_session = |name: &str| name.starts_with("user@") || name.starts_with("user-runtime-dir@");
         let asked = units.into_iter().filter(|unit| !of_session(&unit.0)).take(MAX_UNITS).map(|unit| async move {
             let body = (UNIT, "ActiveEnterTimestamp");
-            let reply =
-                self.call(unit.6.as_str(), "org.freedesktop.DBus.Properties", "Get", &body, "for the start of a unit").await.ok()?;
+            let reply = self.call(unit.6.as_str(), PROPERTIES, "Get", &body, "for the start of a unit").await.ok()?;
             let body = reply.body();
             let value: OwnedVariant = body.deserialize().ok()?;
             Some((unit.0, moment(u64::try_from(value).ok()?)?))
@@ -369,50 +358,5 @@ fn name_of(error: &zbus::Error) -> Option<String> {
         zbus::Error::MethodError(name, ..) => Some(name.as_str().to_owned()),
         zbus::Error::FDO(error) => Some(zbus::DBusError::name(error.as_ref()).as_str().to_owned()),
         _ => None,
-    }
-}
-
-/// Converts systemd's microseconds since the epoch, of which 0 means never.
-fn moment(micros: u64) -> Option<Timestamp> {
-    i64::try_from(micros / 1000).ok().filter(|ms| *ms > 0).map(Timestamp)
-}
-
-/// Properties by name. One that is absent or of another type is as if it were empty: it differs between versions.
-#[derive(Default)]
-struct Properties(HashMap<String, OwnedVariant>);
-
-impl Properties {
-    fn get<'a, T: TryFrom<&'a Variant<'a>>>(&'a self, name: &str) -> Option<T> {
-        let value: &Variant<'a> = self.0.get(name)?;
-        T::try_from(value).ok()
-    }
-
-    fn text(&self, name: &str) -> String {
-        self.get::<&str>(name).unwrap_or("").chars().take(100).collect()
-    }
-
-    fn bytes(&self, name: &str) -> Vec<u8> {
-        self.0.get(name).and_then(|value| Vec::<u8>::try_from(value.clone()).ok()).unwrap_or_default()
-    }
-
-    fn moment(&self, name: &str) -> Option<Timestamp> {
-        moment(self.get(name)?)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_unit_has_its_whole_name() {
-        for name in ["nginx.service", "celery@batch.service", "a-b_c:d.timer", "dev-disk\\x2d1.mount"] {
-            assert!(is_unit(name), "{name}");
-        }
-        for name in
-            ["nginx", "", ".service", "-H.service", "celery@.service", "a b.service", "a/b.service", "x.slice", "*.service", "a\n.service"]
-        {
-            assert!(!is_unit(name), "{name:?}");
-        }
     }
 }
