@@ -25,6 +25,7 @@ mod probes_data;
 mod probes_markup;
 mod probes_rabbitmq;
 mod probes_search;
+mod probes_systemd;
 mod probes_tunnel;
 mod probes_web;
 mod promql;

@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use super::{occasion, read};
 use crate::support::hostile::{Manner, hostile};
 use crate::support::process::eventually;
+use crate::support::systemd::{self, Cuttable, stack};
 
 // ---- programs
 
@@ -186,16 +187,6 @@ async fn a_webhook_that_is_slow_huge_redirecting_or_gone_fails_in_time() {
 }
 
 // ---- docker
-
-fn stack(file: &str) -> Option<PathBuf> {
-    let path = Path::new(&std::env::var("PROCTOR_STACK").unwrap_or_else(|_| "/tmp/proctor-stack".into())).join(file);
-    if path.exists() {
-        return Some(path);
-    }
-    assert!(std::env::var_os("REQUIRE_SERVICES").is_none(), "{} is missing: run tests/stack/stack start", path.display());
-    eprintln!("skipped: {} is missing: run tests/stack/stack start", path.display());
-    None
-}
 
 /// A container of the test, removed at its end.
 struct Box_ {
@@ -383,7 +374,7 @@ async fn a_name_that_is_a_path_never_reaches_docker() {
 // ---- systemd
 
 fn bus() -> Option<Arc<Systemd>> {
-    let socket = stack("systemd-bus/system_bus_socket")?;
+    let socket = systemd::bus()?;
     Some(Arc::new(Systemd::at(format!("unix:path={}", socket.display()))))
 }
 
@@ -500,24 +491,10 @@ async fn a_bus_that_accepts_and_is_silent_is_given_up() {
 
 #[tokio::test]
 async fn after_the_bus_was_restarted_the_next_call_connects_anew() {
-    let Some(socket) = stack("systemd-bus/system_bus_socket") else { return };
-    // In front of the real bus, so that cutting it disturbs no other test.
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("bus");
-    let listener = UnixListener::bind(&path).unwrap();
-    let cut = Arc::new(tokio::sync::Notify::new());
-    let told = cut.clone();
-    tokio::spawn(async move {
-        while let Ok((mut near, _)) = listener.accept().await {
-            let mut far = tokio::net::UnixStream::connect(&socket).await.unwrap();
-            tokio::select! {
-                _ = tokio::io::copy_bidirectional(&mut near, &mut far) => {}
-                () = told.notified() => {}
-            }
-        }
-    });
-    let bus = Systemd::at(format!("unix:path={}", path.display()));
+    let Some(real) = systemd::bus() else { return };
+    let front = Cuttable::new(real);
+    let bus = Systemd::at(format!("unix:path={}", front.path().display()));
     bus.unit("dbus.service").await.expect("the first connection");
-    cut.notify_one();
+    front.cut();
     eventually("the second connection", Duration::from_secs(10), async || bus.unit("dbus.service").await.ok()).await;
 }

@@ -10,6 +10,7 @@ pub(crate) mod proctor;
 pub(crate) mod rabbitmq;
 pub(crate) mod site;
 pub(crate) mod smtp;
+pub(crate) mod systemd;
 pub(crate) mod tmpfs;
 pub(crate) mod tunnel;
 pub(crate) mod watched;
