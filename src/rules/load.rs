@@ -31,6 +31,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("built-in/probes.yml", include_str!("../../alerts/probes.yml")),
     ("built-in/proctor.yml", include_str!("../../alerts/proctor.yml")),
     ("built-in/rabbitmq.yml", include_str!("../../alerts/rabbitmq.yml")),
+    ("built-in/systemd.yml", include_str!("../../alerts/systemd.yml")),
     ("built-in/tunnel.yml", include_str!("../../alerts/tunnel.yml")),
 ];
 

@@ -19,10 +19,12 @@ pub use self::signals::{Signal, Signals, UnitChange};
 use self::unit::{Properties, moment, path_of};
 pub use self::unit::{Timer, UnitName, UnitState, is_unit};
 use crate::model::duration::print;
-use crate::model::{Timestamp, decode, problem::Problems, yaml::Node};
+use crate::model::{Reason, Timestamp, decode, problem::Problems, yaml::Node};
 
 /// The limit of one call.
 pub const CALL: Duration = Duration::from_secs(30);
+/// The limit of a new connection. zbus reads the bus's first lines without a bound: the bus belongs to root.
+const CONNECT: Duration = Duration::from_secs(5);
 /// The most units whose start is looked at, and the most failed ones that are told.
 const MAX_UNITS: usize = 300;
 /// The most processes of a unit that are looked at, and the longest command line, in bytes.
@@ -89,6 +91,35 @@ impl SystemdError {
     pub fn is_denied(&self) -> bool {
         let Self::Call { source, .. } = self else { return matches!(self, Self::Denied { .. }) };
         name_of(source).is_some_and(|name| DENIED.contains(&name.as_str()))
+    }
+}
+
+impl SystemdError {
+    /// Returns which of the closed set of reasons it is.
+    pub fn reason(&self) -> Reason {
+        let source = match self {
+            Self::Connect { source, .. } | Self::Call { source, .. } => source,
+            Self::Timeout { .. } => return Reason::AnswerTimeout,
+            Self::Denied { .. } => return Reason::Forbidden,
+            Self::Missing(_) => return Reason::Missing,
+            Self::Masked(_) => return Reason::Unavailable,
+            Self::Closed(_) => return Reason::Eof,
+        };
+        match &**source {
+            zbus::Error::InputOutput(error) | zbus::Error::Connection(error, _) => match error.kind() {
+                std::io::ErrorKind::PermissionDenied => Reason::Forbidden,
+                std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => Reason::Refused,
+                std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::BrokenPipe => Reason::Eof,
+                std::io::ErrorKind::ConnectionReset => Reason::Reset,
+                _ => Reason::Protocol,
+            },
+            zbus::Error::Handshake(text) if text.contains("EOF") => Reason::Eof,
+            // The bus lets users in by their numbers.
+            zbus::Error::Handshake(text) if text.contains("ejected") => Reason::Forbidden,
+            zbus::Error::MethodError(..) | zbus::Error::FDO(_) if self.is_denied() => Reason::Forbidden,
+            zbus::Error::MethodError(..) | zbus::Error::FDO(_) => Reason::Unavailable,
+            _ => Reason::Protocol,
+        }
     }
 }
 
@@ -178,8 +209,9 @@ impl Systemd {
 
     async fn connect_anew(&self) -> Result<Connection, SystemdError> {
         let builder = self.address.as_deref().map_or_else(connection::Builder::system, connection::Builder::address);
-        let build =
-            timeout(CALL, builder.build()).await.map_err(|_| SystemdError::Timeout { what: "a new connection".into(), limit: CALL })?;
+        let build = timeout(CONNECT, builder.build())
+            .await
+            .map_err(|_| SystemdError::Timeout { what: "a new connection".into(), limit: CONNECT })?;
         build.map_err(|source| SystemdError::Connect {
             address: self
                 .address

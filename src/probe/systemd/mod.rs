@@ -125,20 +125,7 @@ pub fn plan(config: &SystemdConfig, _: &str, shared: &Shared) -> Result<Vec<Plan
 
 /// Turns an error of the bus into a failure, or into being blind where it does not let Proctor in.
 fn failure(rec: &mut Recorder, error: &SystemdError) -> Result<(), Failure> {
-    let (SystemdError::Connect { source, .. } | SystemdError::Call { source, .. }) = error else {
-        return Err(Failure::new(Reason::AnswerTimeout, chain(error)));
-    };
-    let reason = match &**source {
-        zbus::Error::InputOutput(io) => match io.kind() {
-            std::io::ErrorKind::PermissionDenied => Reason::Forbidden,
-            std::io::ErrorKind::NotFound | std::io::ErrorKind::ConnectionRefused => Reason::Refused,
-            std::io::ErrorKind::UnexpectedEof | std::io::ErrorKind::BrokenPipe | std::io::ErrorKind::ConnectionReset => Reason::Eof,
-            _ => Reason::Protocol,
-        },
-        _ if error.is_denied() => Reason::Forbidden,
-        zbus::Error::MethodError(..) => Reason::Unavailable,
-        _ => Reason::Protocol,
-    };
+    let reason = error.reason();
     if reason == Reason::Forbidden {
         let remedy = "let Proctor's user open the bus and call systemd: the socket's rights, /etc/dbus-1/system.d".to_owned();
         rec.sight(Sight::Blind { missing: format!("anything of systemd: {}", chain(error)), remedy });

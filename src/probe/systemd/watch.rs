@@ -12,8 +12,8 @@ use crate::client::systemd::{Signal, Systemd, UnitChange, UnitState};
 use crate::model::Timestamp;
 use crate::tasks::{self, Tasks};
 
-/// How long after the bus went away it is tried again.
-const AGAIN: Duration = Duration::from_secs(1);
+/// How long after the bus went away it is tried again, and that many times longer while it stays away.
+const AGAIN: (Duration, u32) = (Duration::from_secs(1), 15);
 /// How long the type of a job is waited for: it is gone when the job is over.
 const JOB_TYPE: Duration = Duration::from_secs(1);
 /// The most units that are followed; a host has a few hundred.
@@ -95,31 +95,30 @@ impl Watch {
     }
 
     async fn follow(&self) {
-        let mut said = false;
+        let mut tries = 0;
         loop {
+            tries += 1;
             match self.systemd.signals().await {
                 Ok(mut signals) => {
-                    if said {
+                    if tries > 1 {
                         tracing::info!("systemd is listened to again");
                     }
-                    said = false;
+                    tries = 0;
                     self.missed();
                     self.know_what_runs().await;
                     while let Some(signal) = signals.next().await {
                         self.take(signal).await;
                     }
-                    self.missed();
                 }
-                Err(error) if !said => {
+                Err(error) if tries == 1 => {
                     tracing::info!(
                         "systemd cannot be listened to ({}): changes of units are seen by asking only; trying again",
                         chain(&error)
                     );
-                    said = true;
                 }
                 Err(_) => {}
             }
-            tokio::time::sleep(AGAIN).await;
+            tokio::time::sleep(AGAIN.0 * tries.clamp(1, AGAIN.1)).await;
         }
     }
 

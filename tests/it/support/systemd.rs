@@ -27,7 +27,12 @@ pub(crate) fn bus() -> Option<PathBuf> {
 /// Runs a command where systemd runs; returns what it printed, and whether it ended well.
 pub(crate) fn inside(command: &[&str]) -> (bool, String) {
     let socket = stack("docker.sock").expect("the stack runs");
-    let docker = Command::new("docker").arg("-H").arg(format!("unix://{}", socket.display())).args(["exec", "proctor-systemd"]).args(command).output();
+    let docker = Command::new("docker")
+        .arg("-H")
+        .arg(format!("unix://{}", socket.display()))
+        .args(["exec", "proctor-systemd"])
+        .args(command)
+        .output();
     let out = docker.expect("docker is installed");
     (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
 }
@@ -74,7 +79,8 @@ impl Unit {
 
 impl Drop for Unit {
     fn drop(&mut self) {
-        let script = format!("systemctl stop {0}; rm -f /etc/systemd/system/{0}; systemctl reset-failed {0}; systemctl daemon-reload", self.0);
+        let script =
+            format!("systemctl stop {0}; rm -f /etc/systemd/system/{0}; systemctl reset-failed {0}; systemctl daemon-reload", self.0);
         inside(&["sh", "-c", &script]);
     }
 }
