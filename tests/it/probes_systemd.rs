@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use crate::support::hostile::{Manner, hostile};
 use crate::support::process::eventually;
 use crate::support::proctor::Proctor;
-use crate::support::systemd::{Cuttable, Unit, bus, inside, systemctl};
+use crate::support::systemd::{Cuttable, Unit, bus, inside};
 use crate::support::watched::{Watched, failed, value, well};
 
 const SLEEPS: &str = "ExecStart=/bin/sleep infinity";
@@ -170,8 +170,6 @@ async fn a_changed_unit_file_that_systemd_has_not_read_is_seen() {
     unit.systemctl("start");
     let watched = expecting(&bus, &unit);
     assert_eq!(value(&watched.run("units").await, "systemd_unit_need_daemon_reload", ""), Some(0.0));
-    // systemd compares whole seconds on some file systems.
-    tokio::time::sleep(Duration::from_millis(1100)).await;
     unit.write(&["[Service]", SLEEPS, "Nice=5"]);
     let stale = |result: &ProbeResult| value(result, "systemd_unit_need_daemon_reload", "") == Some(1.0);
     well(&watched.until("units", "the change is seen", 20, stale).await, true);
@@ -190,12 +188,9 @@ async fn one_of_five_forked_processes_that_is_gone_is_named_while_the_unit_is_ac
         &format!("units: [{0}], failed: false, processes: {{{0}: ['{1}']}}", unit.0, expected.replace("\", \"", "', '").trim_matches('"')),
     );
     well(&watched.until("units", "all five run", 20, ProbeResult::is_success).await, true);
-    let (_, pid) = inside(&[
-        "sh",
-        "-c",
-        "for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' <$p/cmdline)\" in celery@host-email*) basename $p;; esac; done",
-    ]);
-    assert!(inside(&["kill", "-9", pid.trim()]).0, "{pid}");
+    let of = "case \"$(tr '\\0' ' ' <$p/cmdline)\" in celery@host-email*) kill -9 ${p#/proc/};; esac";
+    let (well, said) = inside(&["sh", "-c", &format!("for p in /proc/[0-9]*; do {of}; done")]);
+    assert!(well, "{said}");
     let result = watched.until("units", "its end is seen", 20, |result| !result.is_success()).await;
     failed(&result, Reason::Missing, "it is active, but 1 of 5 expected processes are gone: ^celery@.*-email (4 processes run");
     assert_eq!(value(&result, "systemd_unit_state", "active"), Some(1.0));
@@ -244,12 +239,18 @@ async fn a_timer_is_judged_by_what_it_starts_and_by_whether_it_fires() {
 async fn the_bus_goes_and_comes_back_and_its_signals_too() {
     let Some(real) = bus() else { return };
     let front = Cuttable::new(real);
-    let unit = Unit::new("bus.service", &["[Service]", SLEEPS]);
+    let unit = Unit::new("bus.service", &["[Unit]", "StartLimitIntervalSec=0", "[Service]", SLEEPS]);
     unit.systemctl("start");
     let watched = expecting(&front.path(), &unit);
     up(&watched).await;
     front.cut();
-    up(&watched).await;
+    let restarts = || watched.changes.between(Timestamp(0), Timestamp(i64::MAX)).iter().filter(|one| one.kind == Kind::Restarted).count();
+    eventually("its restart is seen", Duration::from_secs(60), async || {
+        unit.systemctl("restart");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        (restarts() > 0).then_some(())
+    })
+    .await;
     unit.kill();
     assert_eq!(change(&watched, &unit, Kind::Died).await, "result signal, exit status 9; nobody had ordered it");
 }

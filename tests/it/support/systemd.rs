@@ -48,12 +48,11 @@ pub(crate) fn systemctl(arguments: &[&str]) {
 pub(crate) struct Unit(pub(crate) String);
 
 impl Unit {
-    /// Writes it, under a name of its own, and has systemd read it.
+    /// Writes it, under a name of its own. systemd reads the file of a name that it does not know when it is asked.
     pub(crate) fn new(name: &str, lines: &[&str]) -> Self {
         let (stem, kind) = name.rsplit_once('.').expect("a whole name");
         let unit = Self(format!("proctor-it-{}-{stem}.{kind}", std::process::id()));
         unit.write(lines);
-        systemctl(&["daemon-reload"]);
         unit
     }
 
@@ -79,8 +78,7 @@ impl Unit {
 
 impl Drop for Unit {
     fn drop(&mut self) {
-        let script =
-            format!("systemctl stop {0}; rm -f /etc/systemd/system/{0}; systemctl reset-failed {0}; systemctl daemon-reload", self.0);
+        let script = format!("systemctl stop {0}; rm -f /etc/systemd/system/{0}; systemctl reset-failed {0}", self.0);
         inside(&["sh", "-c", &script]);
     }
 }
