@@ -44,7 +44,7 @@
 //! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret: plain types, no I/O, no clock |
 //! | `src/metrics.rs` | every `proctor_*` metric: name, help, labels; the only place that registers one |
 //! | `src/tasks.rs` | the clock, named supervised tasks and whether their loops come round, the staged stop |
-//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, amqp, docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
+//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, amqp, sql (one standing connection to a database), docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
 //! | `src/changes` | what changed on the host lately, from jobs, events, files; bounded |
@@ -106,6 +106,9 @@
 //!   container is ever decoded.
 //! - HTTP out is hyper over `client::net`, for probes and webhooks alike, and not reqwest: probes need the phases, unix
 //!   sockets and hard caps, and one way to do a thing is enough.
+//! - MySQL is spoken by `client::sql` and not mysql_async: it opens its connections itself, without our phases and trust,
+//!   and one that a run's deadline drops half-way is read on by a task of its own without a limit, so that a frozen server
+//!   is left one more connection with each run. PostgreSQL is tokio-postgres, over a stream of ours that bounds it.
 
 pub mod alerts;
 pub mod app;

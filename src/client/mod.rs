@@ -8,4 +8,5 @@ pub mod process;
 pub mod secret;
 pub mod smtp;
 pub mod sock_diag;
+pub mod sql;
 pub mod systemd;

@@ -4,6 +4,7 @@
 //! (the slot, the one timeout, panics, age, `probe_success`) is done once, in [`scheduler`].
 
 pub mod scheduler;
+mod sql;
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -16,6 +17,7 @@ use futures_util::future::BoxFuture;
 use crate::changes::Changes;
 use crate::client::amqp::{AmqpError, Broker, Settings};
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
+use crate::client::sql::Session;
 use crate::model::decode::{Documented, KeyDoc, Spanned};
 use crate::model::{Failure, Family, Histogram, Observed, Reason, Sample, Sight, Target};
 use crate::store::Store;
@@ -86,6 +88,7 @@ impl Planned {
 #[derive(Default)]
 pub struct Shared {
     brokers: BTreeMap<String, Broker>,
+    databases: BTreeMap<String, Session>,
     tasks: Tasks,
     changes: Changes,
 }
@@ -105,6 +108,17 @@ impl Shared {
     /// Returns where a probe records what it sees to have changed on the host.
     pub fn changes(&self) -> &Changes {
         &self.changes
+    }
+
+    /// Returns the session of the `postgres` or `mysql` probe of this name.
+    ///
+    /// # Errors
+    /// There is none.
+    pub fn database(&self, name: &str) -> Result<Session, String> {
+        self.databases.get(name).cloned().ok_or_else(|| {
+            let known: Vec<&str> = self.databases.keys().map(String::as_str).collect();
+            format!("expected the name of a postgres or mysql probe, found {name:?}; known: {}", known.join(", "))
+        })
     }
 
     /// Returns the broker of the `rabbitmq` probe of this name.
@@ -296,6 +310,11 @@ macro_rules! kinds {
                 if let Some(config) = &self.rabbitmq {
                     shared.brokers.insert(name.to_owned(), rabbitmq::broker(config, shared.tasks.clone())?);
                 }
+                let postgres = self.postgres.as_ref().map(|config| postgres::session(config, shared));
+                if let Some(session) = postgres.or_else(|| self.mysql.as_ref().map(|config| mysql::session(config, shared))) {
+                    let session = session?;
+                    shared.databases.insert(name.to_owned(), session);
+                }
                 Ok(())
             }
 
@@ -350,6 +369,10 @@ kinds! {
     code: CodeConfig [shared],
     /// Asks systemd whether the units that should be up are, and what failed besides.
     systemd: SystemdConfig [shared],
+    /// Asks PostgreSQL: whether it lets in, answers and takes writes, connections left, locks, replication.
+    postgres: PostgresConfig [shared],
+    /// Asks MySQL or MariaDB: whether it lets in, answers and takes writes, connections left, locks, replication.
+    mysql: MysqlConfig [shared],
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

@@ -28,6 +28,8 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("built-in/certificate.yml", include_str!("../../alerts/certificate.yml")),
     ("built-in/elasticsearch.yml", include_str!("../../alerts/elasticsearch.yml")),
     ("built-in/markup.yml", include_str!("../../alerts/markup.yml")),
+    ("built-in/mysql.yml", include_str!("../../alerts/mysql.yml")),
+    ("built-in/postgres.yml", include_str!("../../alerts/postgres.yml")),
     ("built-in/probes.yml", include_str!("../../alerts/probes.yml")),
     ("built-in/proctor.yml", include_str!("../../alerts/proctor.yml")),
     ("built-in/rabbitmq.yml", include_str!("../../alerts/rabbitmq.yml")),

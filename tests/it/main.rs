@@ -23,6 +23,8 @@ mod probes_certificate;
 mod probes_code;
 mod probes_data;
 mod probes_markup;
+mod probes_mysql;
+mod probes_postgres;
 mod probes_rabbitmq;
 mod probes_search;
 mod probes_systemd;

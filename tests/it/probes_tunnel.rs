@@ -392,7 +392,7 @@ async fn a_mysql_server_never_blocks_the_tunnels_host() {
 }
 
 /// An address of this host that is not 127.0.0.1: the one from which it would send; nothing is sent.
-fn own_address() -> Option<std::net::IpAddr> {
+pub(crate) fn own_address() -> Option<std::net::IpAddr> {
     let socket = std::net::UdpSocket::bind("0.0.0.0:0").ok()?;
     socket.connect("198.51.100.1:9").ok()?;
     socket.local_addr().ok().map(|address| address.ip()).filter(|ip| !ip.is_loopback())

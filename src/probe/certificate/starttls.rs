@@ -1,16 +1,14 @@
 //! What is said in the clear before a handshake: SMTP (RFC 3207) and PostgreSQL (protocol 3, `SSLRequest`).
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 
 use crate::client::net::{self, NetError, Stream};
+use crate::client::sql;
 use crate::model::{Failure, Reason};
 use crate::probe::{failure_at, tcp};
 
 /// The longest reply of a mail server.
 const MAX_REPLY: usize = 8 * 1024;
-
-/// PostgreSQL's `SSLRequest`: its length, then 80877103.
-const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 
 /// How a connection comes to its handshake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +30,10 @@ impl Upgrade {
         match self {
             Self::None => Ok(()),
             Self::Smtp => starttls(place, stream).await,
-            Self::Postgres => ssl_request(place, stream).await,
+            Self::Postgres => {
+                let asked = sql::request_encryption(stream).await;
+                asked.map_err(|error| Failure::new(error.reason(), format!("{place}: {error}")))
+            }
         }
     }
 
@@ -94,20 +95,4 @@ fn expect(place: &str, what: &str, reply: &[u8], code: u16) -> Result<(), Failur
         _ => Reason::Protocol,
     };
     Err(Failure::new(reason, format!("{place}: expected {what} ({code}), found {}", tcp::beginning(reply))))
-}
-
-async fn ssl_request(place: &str, stream: &mut Stream) -> Result<(), Failure> {
-    let broken = |error: NetError| failure_at(place, &error);
-    stream.write_all(&SSL_REQUEST).await.map_err(|error| broken(error.into()))?;
-    // Exactly one byte: what follows belongs to the handshake, and fails in it if it is none (CVE-2021-23222).
-    match stream.read_u8().await.map_err(|error| broken(error.into()))? {
-        b'S' => Ok(()),
-        b'N' => Err(Failure::new(Reason::Tls, format!("{place}: this PostgreSQL does not offer encryption: see ssl in postgresql.conf"))),
-        // An error message instead: it takes no connection now.
-        b'E' => Err(Failure::new(Reason::Unavailable, format!("{place}: PostgreSQL answers the request for encryption with an error"))),
-        other => {
-            let what = format!("expected PostgreSQL's answer S or N to the request for encryption, found the byte {other:#04x}");
-            Err(Failure::new(Reason::Protocol, format!("{place}: {what}")))
-        }
-    }
 }

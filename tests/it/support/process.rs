@@ -60,6 +60,14 @@ pub(crate) fn signal_group(pid: u32, name: &str) {
     let _ = Command::new("kill").args([&format!("-{name}"), "--", &format!("-{pid}")]).stderr(Stdio::null()).status();
 }
 
+/// Sends a signal to a process and all its descendants, in whatever groups they are, the youngest first.
+pub(crate) fn signal_tree(pid: &str, name: &str) {
+    for child in std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default().split_whitespace() {
+        signal_tree(child, name);
+    }
+    let _ = Command::new("kill").args([&format!("-{name}"), pid]).stderr(Stdio::null()).status();
+}
+
 /// Returns a port of 127.0.0.1 that was free a moment ago, each only once in this process: tests run at the same time.
 pub(crate) fn free_port() -> u16 {
     use std::collections::HashSet;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use super::process::{Process, eventually, free_port, program};
+use super::process::{Process, eventually, free_port, program, signal_tree};
 
 /// Returns a command that runs a daemon which refuses to be root as this user; where we are not root, as ourselves.
 pub(crate) fn as_user(user: &str, program: &Path) -> Command {
@@ -20,7 +20,7 @@ pub(crate) fn as_user(user: &str, program: &Path) -> Command {
 }
 
 /// Makes a folder that a daemon of this user may use.
-fn folder_of(user: &str) -> tempfile::TempDir {
+pub(super) fn folder_of(user: &str) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder can be made");
     if rustix::process::geteuid().is_root() {
         run(Command::new("chown").arg(user).arg(folder.path()));
@@ -28,7 +28,7 @@ fn folder_of(user: &str) -> tempfile::TempDir {
     folder
 }
 
-fn run(command: &mut Command) {
+pub(super) fn run(command: &mut Command) {
     let output = command.stdin(Stdio::null()).output().unwrap_or_else(|error| panic!("cannot run {command:?}: {error}"));
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{command:?}: {told}{}", String::from_utf8_lossy(&output.stdout));
@@ -102,13 +102,7 @@ impl Tunnel {
 
     /// Sends a signal to all that there is of sshd: each of its connections has a session of its own.
     pub(crate) fn signal_far(&self, name: &str) {
-        fn send(pid: &str, name: &str) {
-            for child in std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default().split_whitespace() {
-                send(child, name);
-            }
-            let _ = Command::new("kill").args([&format!("-{name}"), pid]).stderr(Stdio::null()).status();
-        }
-        send(&self.sshd.pid().to_string(), name);
+        signal_tree(&self.sshd.pid().to_string(), name);
     }
 
     /// What sshd logged.
@@ -163,8 +157,8 @@ pub(crate) struct Postgres {
     pub(crate) process: Process,
     /// Where it listens on 127.0.0.1.
     pub(crate) port: u16,
-    tls: bool,
-    folder: tempfile::TempDir,
+    pub(super) tls: bool,
+    pub(super) folder: tempfile::TempDir,
 }
 
 impl Postgres {
@@ -190,7 +184,7 @@ impl Postgres {
         Some(postgres)
     }
 
-    async fn ready(&self) {
+    pub(super) async fn ready(&self) {
         eventually("PostgreSQL is ready", Duration::from_secs(60), || async {
             self.log().contains("ready to accept connections").then_some(())
         })
@@ -222,7 +216,7 @@ impl Postgres {
     }
 }
 
-fn launch_postgres(folder: &Path, port: u16, tls: bool) -> Process {
+pub(super) fn launch_postgres(folder: &Path, port: u16, tls: bool) -> Process {
     let postgres = program("postgres").expect("initdb is beside it");
     let mut command = as_user("postgres", &postgres);
     command.arg("-D").arg(folder.join("db")).args(["-p", &port.to_string(), "-c", "listen_addresses=127.0.0.1"]);
@@ -236,7 +230,7 @@ pub(crate) struct Mariadb {
     pub(crate) process: Process,
     /// Where it listens, on every address.
     pub(crate) port: u16,
-    folder: tempfile::TempDir,
+    pub(super) folder: tempfile::TempDir,
 }
 
 impl Mariadb {
