@@ -27,13 +27,13 @@ use crate::client::net::chain;
 use crate::config::{self, Config};
 use crate::discover::{self, Found};
 use crate::metrics::Metrics;
-use crate::model::{Labels, ProbeResult, Problem, Target, Timestamp};
+use crate::model::{Labels, ProbeResult, Problem, Problems, Target, Timestamp};
 use crate::mute::depends::Depends;
 use crate::notify::dispatch::{Board, Mutes};
 use crate::notify::outbox::Outbox;
 use crate::probe::Shared;
 use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
-use crate::remediate::{self, Runner, Tools};
+use crate::remediate::{self, Planned, Runner, Tools};
 use crate::rules;
 use crate::rules::group::{self, Context, Nudge};
 use crate::rules::load::RuleGroup;
@@ -44,7 +44,7 @@ use crate::web::{self, Pages, WebError};
 use crate::window::{Limits, Window};
 
 pub use paths::{DEFAULT_CONFIG, control_socket, state_path};
-pub use repairing::plan_actions;
+use repairing::plan_actions;
 pub use telling::ways;
 
 /// The whole stop is over within this time.
@@ -67,22 +67,6 @@ pub enum AppError {
     /// The configuration has mistakes.
     #[error("the configuration is not taken:\n{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Config(Vec<Problem>),
-    /// A probe cannot be built.
-    #[error("probe {probe:?}: {why}")]
-    Probe {
-        /// Its name.
-        probe: String,
-        /// Why not.
-        why: String,
-    },
-    /// An action cannot be built.
-    #[error("action {action:?}: {why}")]
-    Action {
-        /// Its name.
-        action: String,
-        /// Why not.
-        why: String,
-    },
     /// The state cannot be used by us.
     #[error("the state cannot be used")]
     Store(#[from] StoreError),
@@ -94,6 +78,8 @@ pub enum AppError {
 /// What a configuration was made of.
 #[derive(Clone, Debug)]
 pub struct Loaded {
+    /// Where it stands.
+    pub file: PathBuf,
     /// The configuration.
     pub config: Arc<Config>,
     /// The rules it names.
@@ -107,34 +93,53 @@ pub struct Loaded {
 /// # Errors
 /// [`AppError::Config`].
 pub fn load(source: &Source) -> Result<Loaded, AppError> {
+    let file = match source {
+        Source::File(path) => path.clone(),
+        Source::Host => PathBuf::from("what was found on this host"),
+    };
     let (config, found) = match source {
         Source::File(path) => (Config::load(path).map_err(AppError::Config)?, None),
         Source::Host => {
             let found = discover::look();
             let yaml = if found.probes.is_empty() { String::new() } else { format!("probes:\n{}", found.probes) };
-            (Config::from_text("what was found on this host".as_ref(), &yaml).map_err(AppError::Config)?, Some(found))
+            (Config::from_text(&file, &yaml).map_err(AppError::Config)?, Some(found))
         }
     };
     let rules = rules::load::load(&config.rules, config::read).map_err(AppError::Config)?;
-    Ok(Loaded { config: Arc::new(config), rules, found })
+    Ok(Loaded { file, config: Arc::new(config), rules, found })
+}
+
+/// Plans every target and every action of a configuration; connects to nothing. What the file alone does not show comes
+/// out here, such as a secret that cannot be read: all of it in one run, at its probe or action.
+///
+/// # Errors
+/// [`AppError::Config`].
+pub fn plan_all(loaded: &Loaded, tasks: &Tasks, changes: &Changes, tools: &Tools) -> Result<(Vec<Scheduled>, Vec<Planned>), AppError> {
+    let mut problems = Problems::new(&loaded.file);
+    let scheduled = plan(&loaded.config, tasks, changes, &mut problems);
+    let actions = plan_actions(&loaded.config, tools, &mut problems);
+    if problems.is_empty() { Ok((scheduled, actions)) } else { Err(AppError::Config(problems.into_sorted())) }
 }
 
 /// Plans every target of a configuration; connects to nothing. The connections that probes will keep belong to `tasks`.
-///
-/// # Errors
-/// [`AppError::Probe`].
-pub fn plan(config: &Config, tasks: &Tasks, changes: &Changes) -> Result<Vec<Scheduled>, AppError> {
+/// A probe that cannot be built is left out and noted.
+pub fn plan(config: &Config, tasks: &Tasks, changes: &Changes, problems: &mut Problems) -> Vec<Scheduled> {
     let mut all = Vec::new();
     let mut shared = Shared::new(tasks.clone(), changes.clone());
-    let failed = |name: &str| {
-        let probe = name.to_owned();
-        move |why| AppError::Probe { probe, why }
-    };
     for (name, probe) in &config.probes.0 {
-        probe.offer(name, &mut shared).map_err(failed(name))?;
+        // Said once: what cannot be offered cannot be planned either.
+        if let Err(why) = probe.offer(name, &mut shared) {
+            problems.push(name.at, format!("probe {:?}: {why}", name.value));
+        }
     }
     for (name, probe) in &config.probes.0 {
-        let planned = probe.plan_shared(name, &shared).map_err(failed(name))?;
+        let planned = match probe.plan_shared(name, &shared) {
+            Ok(planned) => planned,
+            Err(why) => {
+                problems.push(name.at, format!("probe {:?}: {why}", name.value));
+                continue;
+            }
+        };
         let kind = probe.kinds().first().copied().unwrap_or("none");
         for one in planned {
             let target = Target {
@@ -148,7 +153,7 @@ pub fn plan(config: &Config, tasks: &Tasks, changes: &Changes) -> Result<Vec<Sch
             all.push(Scheduled { target: Arc::new(target), probe: one.probe });
         }
     }
-    Ok(all)
+    all
 }
 
 /// What belongs to one configuration.
@@ -220,12 +225,17 @@ impl App {
         let tasks = Tasks::new();
         let scoped_tasks = tasks.child();
         let changes = Changes::default();
-        let scheduled = plan(&loaded.config, &scoped_tasks, &changes)?;
         let tools = Tools::of_this_host(None);
-        let actions = plan_actions(&loaded.config, &tools)?;
+        let (scheduled, actions) = plan_all(&loaded, &scoped_tasks, &changes, &tools)?;
         let metrics = Arc::new(Metrics::new());
         metrics.start_time.set(tasks::wall_now().as_secs_f64());
-        let store = Store::open(state_path(&loaded.config).as_deref(), metrics.clone())?;
+        let state = state_path(&loaded.config);
+        if state.is_none() {
+            tracing::warn!(
+                "the state is kept in memory only, since there is neither state.path nor $STATE_DIRECTORY, $XDG_STATE_HOME or $HOME: a restart forgets alerts, silences and mails that wait"
+            );
+        }
+        let store = Store::open(state.as_deref(), metrics.clone())?;
         changed::recall(&store, &changes);
         let snapshot = Snapshot::new(metrics.clone());
         let window = Window::new(Limits::default(), metrics.clone());
@@ -351,9 +361,8 @@ impl App {
     pub async fn reload(&self) -> Result<(), AppError> {
         let _alone = self.reloading.lock().await;
         let tasks = self.tasks.child();
-        let made = load(&self.source)
-            .and_then(|loaded| Ok((plan(&loaded.config, &tasks, &self.changes)?, plan_actions(&loaded.config, &self.tools)?, loaded)));
-        let (scheduled, actions, loaded) = match made {
+        let made = load(&self.source).and_then(|loaded| Ok((plan_all(&loaded, &tasks, &self.changes, &self.tools)?, loaded)));
+        let ((scheduled, actions), loaded) = match made {
             Ok(made) => made,
             Err(error) => {
                 self.metrics.config_reload_ok.set(0);

@@ -2,10 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::Scoped;
 use super::booting::Starting;
-use super::{AppError, Scoped};
 use crate::alerts::AlertTable;
 use crate::config::Config;
+use crate::model::Problems;
 use crate::mute::depends::failing;
 use crate::mute::{self, Facts, Muted, Quiet};
 use crate::notify;
@@ -15,19 +16,21 @@ use crate::remediate::runner::Withheld;
 use crate::remediate::{Planned, Tools};
 use crate::snapshot::Snapshot;
 
-/// Plans every action of a configuration; connects to nothing.
-///
-/// # Errors
-/// [`AppError::Action`].
-pub fn plan_actions(config: &Config, tools: &Tools) -> Result<Vec<Planned>, AppError> {
+/// Plans every action of a configuration; connects to nothing. One that cannot be built is left out and noted.
+pub(super) fn plan_actions(config: &Config, tools: &Tools, problems: &mut Problems) -> Vec<Planned> {
     let observing = config.notify.as_ref().is_some_and(|notify| notify.mode == notify::Mode::Observe);
-    let plan = |(name, action): &(crate::model::decode::Spanned<String>, crate::remediate::ActionConfig)| {
-        let mut planned = action.plan(name, tools).map_err(|why| AppError::Action { action: name.value.clone(), why })?;
-        // Who only wants to hear what would be mailed wants nothing done either.
-        planned.terms.acts &= !observing;
-        Ok(planned)
-    };
-    config.actions.0.iter().map(plan).collect()
+    let mut all = Vec::new();
+    for (name, action) in &config.actions.0 {
+        match action.plan(name, tools) {
+            Ok(mut planned) => {
+                // Who only wants to hear what would be mailed wants nothing done either.
+                planned.terms.acts &= !observing;
+                all.push(planned);
+            }
+            Err(why) => problems.push(name.at, format!("action {:?}: {why}", name.value)),
+        }
+    }
+    all
 }
 
 /// Asks the probes of the configuration in force.

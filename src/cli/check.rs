@@ -17,7 +17,7 @@ use crate::changes::Changes;
 use crate::client::net::chain;
 use crate::metrics::Metrics;
 use crate::model::decode::unknown;
-use crate::model::{ProbeResult, Sight, Target, Timestamp};
+use crate::model::{ProbeResult, Problems, Sight, Target, Timestamp};
 use crate::probe::scheduler::{self, Scheduled};
 use crate::tasks::{self, Tasks};
 
@@ -202,7 +202,11 @@ fn ask(source: &Source, only: &[String]) -> Result<Report, Box<dyn Error + Send 
         return Err(format!("--only: {}", unknown("probe", wrong, &names)).into());
     }
     let tasks = Tasks::new();
-    let mut scheduled = app::plan(&loaded.config, &tasks, &Changes::default())?;
+    let mut problems = Problems::new(&loaded.file);
+    let mut scheduled = app::plan(&loaded.config, &tasks, &Changes::default(), &mut problems);
+    if !problems.is_empty() {
+        return Err(app::AppError::Config(problems.into_sorted()).into());
+    }
     scheduled.retain(|one| only.is_empty() || only.iter().any(|name| **name == *one.target.probe));
     let metrics = Arc::new(Metrics::new());
     let at = tasks::wall_now();

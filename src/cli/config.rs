@@ -15,9 +15,7 @@ pub(super) fn check(source: &Source) -> std::io::Result<Exit> {
         return Ok(Exit::Well);
     };
     let planned = app::load(source).and_then(|loaded| {
-        let scheduled = app::plan(&loaded.config, &Tasks::new(), &Changes::default())?;
-        // For what a file alone does not show, such as a secret that cannot be read.
-        app::plan_actions(&loaded.config, &Tools::of_this_host(None))?;
+        let (scheduled, _) = app::plan_all(&loaded, &Tasks::new(), &Changes::default(), &Tools::of_this_host(None))?;
         Ok((scheduled, loaded))
     });
     match planned {

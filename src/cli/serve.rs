@@ -2,6 +2,7 @@
 
 use std::error::Error;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -9,6 +10,9 @@ use tracing_subscriber::EnvFilter;
 use super::{Exit, supervised};
 use crate::app::{App, Loaded, Source};
 use crate::remediate::Mode;
+
+/// As many file descriptors are plenty: one per target, and some for the rest.
+const MAX_DESCRIPTORS: u64 = 65_536;
 
 pub(super) fn run(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let filter = EnvFilter::try_from_env("PROCTOR_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
@@ -22,7 +26,19 @@ pub(super) fn run(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> 
         .with_ansi(ansi)
         .with_target(false)
         .init();
+    raise_descriptors();
     super::block_on(serve(source))?
+}
+
+/// Takes as many file descriptors as are allowed: the soft limit is 1024 on most hosts, for the sake of old programs.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum.map(|most| most.min(MAX_DESCRIPTORS)), ..limit };
+    if raised.current > limit.current
+        && let Err(error) = setrlimit(Resource::Nofile, raised)
+    {
+        tracing::debug!(%error, "the limit of file descriptors stays as it is");
+    }
 }
 
 async fn serve(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {

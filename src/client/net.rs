@@ -155,6 +155,8 @@ impl NetError {
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => Reason::ConnectTimeout,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Reason::Forbidden,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::NotFound => Reason::Missing,
+            // Our own fault, and none of the service's: EMFILE, ENFILE.
+            Self::Connect { source, .. } if matches!(source.raw_os_error(), Some(23 | 24)) => Reason::Internal,
             // A socket in the file system whose queue is full turns one away at once.
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::WouldBlock => Reason::Saturated,
             Self::Connect { .. } => Reason::Refused,

@@ -1,14 +1,16 @@
 //! What no component can check alone: references between sections.
 
-use std::collections::BTreeSet;
 use std::time::Duration;
 
-use super::Config;
-use crate::model::decode::{Spanned, unknown};
+use super::{Config, Defaults, HeartbeatOutConfig};
+use crate::model::decode::{Decode, Spanned, from_text, unknown};
 use crate::model::duration::print;
-use crate::model::yaml::{Node, Value};
+use crate::model::yaml::{Key, Node, Value};
 use crate::model::{Position, Problems};
 use crate::mute::depends::{Depends, DependsError};
+use crate::notify::NotifyConfig;
+use crate::probe::ProbeConfig;
+use crate::remediate::ActionConfig;
 
 /// The longest name of a probe or action: it is a label and stands in a line of 80 columns.
 const MAX_NAME: usize = 40;
@@ -24,32 +26,7 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
     let brokers = config.probes.0.iter().filter(|(_, probe)| probe.rabbitmq.is_some());
     let brokers: Vec<&str> = brokers.map(|(name, _)| name.as_str()).collect();
     for (name, probe) in &config.probes.0 {
-        check_name("probe", name, problems);
-        match probe.kinds().as_slice() {
-            [_] => {}
-            [] => problems.push(
-                name.at,
-                format!("probe {:?}: expected one kind of probe, found none; known: {}", name.value, crate::probe::KINDS.join(", ")),
-            ),
-            several => problems.push(
-                name.at,
-                format!("probe {:?}: expected one kind of probe, found {}: {}", name.value, several.len(), several.join(", ")),
-            ),
-        }
-        check_references("probe", &probe.depends_on, &names, problems);
-        check_references("rabbitmq probe", probe.via().map_or(&[], std::slice::from_ref), &brokers, problems);
-        let interval = probe.interval.unwrap_or(config.defaults.interval);
-        let timeout = probe.timeout.unwrap_or(config.defaults.timeout);
-        let told = format!("probe {:?}: ", name.value);
-        if interval < Duration::from_millis(100) {
-            problems.push(name.at, format!("{told}expected an interval of at least 100ms, found {}", print(interval)));
-        }
-        if timeout.is_zero() || timeout > interval.max(Duration::from_secs(1)) {
-            problems.push(
-                name.at,
-                format!("{told}expected a timeout above 0s and not longer than the interval {}, found {}", print(interval), print(timeout)),
-            );
-        }
+        check_probe(name, probe, Some(&config.defaults), &names, &brokers, problems);
     }
     let edges = config.probes.0.iter().map(|(name, probe)| (name.value.clone(), probe.needs().map(str::to_owned).collect()));
     for error in Depends::new(edges).err().into_iter().flatten() {
@@ -65,20 +42,61 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
         }
     }
     for (name, action) in &config.actions.0 {
-        check_name("action", name, problems);
-        action.check(name, problems);
-        check_references("probe", &action.verify.probes, &names, problems);
+        check_action(name, action, &names, problems);
     }
     if let Some(notify) = &config.notify {
         notify.check(notify.at, !notify.webhooks.0.is_empty(), problems);
     }
 }
 
+fn check_probe(
+    name: &Spanned<String>,
+    probe: &ProbeConfig,
+    defaults: Option<&Defaults>,
+    names: &[&str],
+    brokers: &[&str],
+    problems: &mut Problems,
+) {
+    check_name("a probe", name, problems);
+    match probe.kinds().as_slice() {
+        [_] => {}
+        [] => problems.push(
+            name.at,
+            format!("probe {:?}: expected one kind of probe, found none; known: {}", name.value, crate::probe::KINDS.join(", ")),
+        ),
+        several => problems
+            .push(name.at, format!("probe {:?}: expected one kind of probe, found {}: {}", name.value, several.len(), several.join(", "))),
+    }
+    check_references("probe", &probe.depends_on, names, problems);
+    check_references("rabbitmq probe", probe.via().map_or(&[], std::slice::from_ref), brokers, problems);
+    // Of defaults with a mistake nobody knows what was meant.
+    let (Some(interval), Some(timeout)) =
+        (probe.interval.or(defaults.map(|defaults| defaults.interval)), probe.timeout.or(defaults.map(|defaults| defaults.timeout)))
+    else {
+        return;
+    };
+    let told = format!("probe {:?}: ", name.value);
+    if interval < Duration::from_millis(100) {
+        problems.push(name.at, format!("{told}expected an interval of at least 100ms, found {}", print(interval)));
+    }
+    if timeout.is_zero() || timeout > interval.max(Duration::from_secs(1)) {
+        problems.push(
+            name.at,
+            format!("{told}expected a timeout above 0s and not longer than the interval {}, found {}", print(interval), print(timeout)),
+        );
+    }
+}
+
+fn check_action(name: &Spanned<String>, action: &ActionConfig, names: &[&str], problems: &mut Problems) {
+    check_name("an action", name, problems);
+    action.check(name, problems);
+    check_references("probe", &action.verify.probes, names, problems);
+}
+
 fn check_name(what: &str, name: &Spanned<String>, problems: &mut Problems) {
     let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > MAX_NAME || !name.chars().all(valid) {
-        problems
-            .push(name.at, format!("expected the name of a {what}: 1 to {MAX_NAME} letters, digits, -, _ or ., found {:?}", name.value));
+        problems.push(name.at, format!("expected the name of {what}: 1 to {MAX_NAME} letters, digits, -, _ or ., found {:?}", name.value));
     }
 }
 
@@ -91,32 +109,58 @@ fn check_references(what: &str, references: &[Spanned<String>], defined: &[&str]
     }
 }
 
-/// Checks the references of a file that did not decode as a whole, from its tree, so that one run names every mistake.
+/// Checks a file that did not decode as a whole: each part that decodes by itself, and of the others the references, so
+/// that one run names every mistake. What is wrong with a part that does not decode was said already.
 pub(super) fn cross_undecoded(node: &Node, problems: &mut Problems) {
-    let Some(probes) = entry(node, "probes") else { return };
-    let Value::Mapping(entries) = &probes.value else { return };
-    let defined: BTreeSet<&str> = entries.iter().map(|(key, _)| key.text.as_str()).collect();
-    let defined: Vec<&str> = defined.into_iter().collect();
-    let brokers = entries.iter().filter(|(_, probe)| entry(probe, "rabbitmq").is_some());
+    let defaults: Option<Defaults> = entry(node, "defaults").map_or_else(|| from_text("", "{}").ok(), decoded);
+    let probes = entry(node, "probes").map_or(&[] as &[_], entries);
+    let defined: Vec<&str> = probes.iter().map(|(key, _)| key.text.as_str()).collect();
+    let brokers = probes.iter().filter(|(_, probe)| entry(probe, "rabbitmq").is_some());
     let brokers: Vec<&str> = brokers.map(|(key, _)| key.text.as_str()).collect();
-    for (_, probe) in entries {
-        check_references("probe", &texts(entry(probe, "depends_on")), &defined, problems);
+    for (key, node) in probes {
+        let name = Spanned { value: key.text.clone(), at: key.at };
+        if let Some(probe) = decoded::<ProbeConfig>(node) {
+            check_probe(&name, &probe, defaults.as_ref(), &defined, &brokers, problems);
+            continue;
+        }
+        check_name("a probe", &name, problems);
+        check_references("probe", &texts(entry(node, "depends_on")), &defined, problems);
         for kind in crate::probe::KINDS {
-            let via = entry(probe, kind).and_then(|kind| entry(kind, "via")).and_then(text);
+            let via = entry(node, kind).and_then(|kind| entry(kind, "via")).and_then(text);
             check_references("rabbitmq probe", via.as_slice(), &brokers, problems);
         }
     }
-    if let Some(Value::Mapping(actions)) = entry(node, "actions").map(|actions| &actions.value) {
-        for (_, action) in actions {
-            let probes = entry(action, "verify").and_then(|verify| entry(verify, "probes"));
-            check_references("probe", &texts(probes), &defined, problems);
+    for (key, node) in entry(node, "actions").map_or(&[] as &[_], entries) {
+        let name = Spanned { value: key.text.clone(), at: key.at };
+        if let Some(action) = decoded::<ActionConfig>(node) {
+            check_action(&name, &action, &defined, problems);
+            continue;
         }
+        check_name("an action", &name, problems);
+        let probes = entry(node, "verify").and_then(|verify| entry(verify, "probes"));
+        check_references("probe", &texts(probes), &defined, problems);
+    }
+    if let Some((node, notify)) = entry(node, "notify").and_then(|node| Some((node, decoded::<NotifyConfig>(node)?))) {
+        notify.check(node.at, !notify.webhooks.0.is_empty(), problems);
+    }
+    if let Some((node, heartbeat)) = entry(node, "heartbeat_out").and_then(|node| Some((node, decoded::<HeartbeatOutConfig>(node)?)))
+        && let Err(why) = heartbeat.check()
+    {
+        problems.push(node.at, why);
     }
 }
 
+/// Decodes one part; what is wrong with it was said already.
+fn decoded<T: Decode>(node: &Node) -> Option<T> {
+    T::decode(node, &mut Problems::default())
+}
+
+fn entries(node: &Node) -> &[(Key, Node)] {
+    if let Value::Mapping(entries) = &node.value { entries } else { &[] }
+}
+
 fn entry<'a>(node: &'a Node, name: &str) -> Option<&'a Node> {
-    let Value::Mapping(entries) = &node.value else { return None };
-    entries.iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
+    entries(node).iter().find(|(key, _)| key.text == name).map(|(_, node)| node)
 }
 
 fn texts(node: Option<&Node>) -> Vec<Spanned<String>> {

@@ -186,6 +186,7 @@ impl GroupState {
         loop {
             let now = tasks::now();
             let wait = next_slot(hash, self.group.interval, now);
+            let due = now + wait;
             let nudged = async {
                 nudge.0.notified().await;
                 if let Some(last) = last {
@@ -196,12 +197,14 @@ impl GroupState {
                 () = tokio::time::sleep(wait) => {}
                 () = nudged => {}
             }
+            // The turns that passed while this host was starved or asleep.
+            let slept = tasks::now().since(due).as_nanos() / self.group.interval.as_nanos().max(1);
             let begin = Instant::now();
             last = Some(begin);
             self.turn(tasks::now()).await;
             pulse.beat();
             let missed = begin.elapsed().as_nanos() / self.group.interval.as_nanos().max(1);
-            self.context.metrics.rule_group_missed.inc_by(missed as u64);
+            self.context.metrics.rule_group_missed.inc_by((slept + missed) as u64);
         }
     }
 

@@ -8,6 +8,7 @@ use axum::Router;
 use futures_util::future::BoxFuture;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
@@ -18,6 +19,8 @@ use crate::tasks::Tasks;
 
 /// The most connections at once; the next one is closed at once.
 pub(super) const MAX_CONNECTIONS: usize = 512;
+/// What part of the file descriptors they may take, where that is less: probes, mails and the state need theirs.
+const PART_OF_DESCRIPTORS: u64 = 4;
 /// The time that the request's headers may take: a slow client is closed.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
 /// The time that a connection may live: Prometheus reconnects without a word, a client that never reads is gone.
@@ -63,7 +66,8 @@ impl Accept for Unix {
 
 /// Serves until the tasks are stopped; requests under way may then end within a second.
 pub(super) async fn serve(listener: impl Accept, router: Router, metrics: Arc<Metrics>, tasks: Tasks) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let descriptors = getrlimit(Resource::Nofile).current.map_or(MAX_CONNECTIONS, |most| (most / PART_OF_DESCRIPTORS) as usize);
+    let permits = Arc::new(Semaphore::new(descriptors.clamp(1, MAX_CONNECTIONS)));
     let stop = tasks.token();
     let connections = Tasks::new();
     loop {

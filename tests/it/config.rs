@@ -59,6 +59,51 @@ probes:
 }
 
 #[test]
+fn a_mistake_of_one_kind_hides_none_of_another() {
+    let wrong_type = "web: {listen: everywhere}\n";
+    let others = "probes:
+  none: {interval: 1m}
+  \"no good name\": {tcp: {address: \"127.0.0.1:1\"}, interval: 1ms}
+  two: {tcp: {address: \"127.0.0.1:1\"}, memcached: {address: \"127.0.0.1:2\"}, depends_on: [nowhere]}
+actions:
+  \"no name\": {command: {argv: [/bin/true]}, matchers: ['a=b'], limit: {attempts: 0}}
+notify: {admins: [], smtp: {host: x, username: u}}
+heartbeat_out: {url_file: /x, every: 10ms}
+";
+    let alone = mistakes(others);
+    let shifted = mistakes(&format!("{others}{wrong_type}"));
+    assert!(alone.lines().count() >= 10, "{alone}");
+    for line in alone.lines() {
+        assert!(shifted.contains(line), "{line} is not said beside another mistake:\n{shifted}");
+    }
+    assert_eq!(shifted.lines().count(), alone.lines().count() + 1, "and none twice: {shifted}");
+    // Of defaults that are wrong nobody knows what is meant: nothing is guessed.
+    let unknown = mistakes("defaults: {interval: soon}\nprobes: {a: {tcp: {address: \"127.0.0.1:1\"}, timeout: 20s}}\n");
+    assert_eq!(unknown.lines().count(), 1, "{unknown}");
+}
+
+#[test]
+fn what_a_file_alone_does_not_show_has_its_place_too_and_comes_in_one_run() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("proctor.yml");
+    let text = "probes:
+  page: {http: {url: \"http://127.0.0.1/\", headers: {\"X Y\": z}}}
+  app: {gunicorn: {listen: \"127.0.0.1:8000\", host_header: a.example, path: \"no slash\"}}
+actions:
+  call: {webhook: {url_file: /nowhere/url}, matchers: ['a=b']}
+";
+    std::fs::write(&path, text).expect("it can be written");
+    for arguments in [["config", "check"], ["serve", ""]] {
+        let arguments = arguments.iter().filter(|argument| !argument.is_empty());
+        let output = Command::new(env!("CARGO_BIN_EXE_proctor")).arg("--config").arg(&path).args(arguments).output().expect("it runs");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        for place in ["proctor.yml:2:3: probe \"page\": ", "proctor.yml:3:3: probe \"app\": path: ", "proctor.yml:5:3: action \"call\": "] {
+            assert!(told.contains(place), "{place}: {told}");
+        }
+    }
+}
+
+#[test]
 fn a_probe_that_is_asked_over_another_names_a_rabbitmq_probe() {
     let text = "probes:\n  rabbit: {rabbitmq: {}}\n  cache: {memcached: {address: \"127.0.0.1:1\"}}\n  a: {markup: {via: rabit}}\n  b: {beat: {via: cache, task: t}}\n";
     let wanted = "proctor.yml:4:21: unknown rabbitmq probe \"rabit\"; did you mean \"rabbit\"?\n\

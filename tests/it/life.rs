@@ -457,6 +457,21 @@ async fn without_dbus_docker_or_a_relay_it_runs_and_says_what_it_cannot_do() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn with_nowhere_to_keep_its_state_it_runs_and_says_what_a_restart_forgets() {
+    let house = House::new("");
+    let config = std::fs::read_to_string(house.path("proctor.yml")).expect("it is there");
+    let socket = format!("control: {{socket: '{}'}}\n", house.path("control.sock").display());
+    house.write("proctor.yml", &config.replace("\nstate: ", &format!("\n{socket}#")));
+    let mut proctor = house.start_with(|command| {
+        command.env_clear();
+    });
+    house.logs("the state is kept in memory only").await;
+    house.logs("serving http://").await;
+    assert!(house.get("/metrics").await.is_some_and(|metrics| metrics.contains("proctor_state_degraded 0")));
+    assert_eq!(stop(&mut proctor, "TERM").await.0, Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_log_that_cannot_be_written_ends_nothing() {
     let house = House::new(&format!("probes:\n  dead: {{tcp: {{address: '127.0.0.1:{}'}}}}\n", free_port()));
     let full = || std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
@@ -474,6 +489,36 @@ async fn a_log_that_cannot_be_written_ends_nothing() {
     eventually("it loads anew", SOON, || async { (loaded().await? > before).then_some(()) }).await;
     signal("TERM");
     assert_eq!(tokio::task::block_in_place(|| proctor.wait()).expect("it ends").code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_take_every_connection_leave_probes_and_state_their_file_descriptors() {
+    let service = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
+    let address = service.local_addr().expect("it is bound");
+    tokio::spawn(async move { while service.accept().await.is_ok() {} });
+    let house = House::new(&format!("probes:\n  port: {{tcp: {{address: '{address}'}}}}\n"));
+    let mut limited = Command::new("sh");
+    limited.args(["-c", "ulimit -n 64 && exec \"$@\"", "sh"]).arg(env!("CARGO_BIN_EXE_proctor"));
+    limited.arg("--config").arg(house.path("proctor.yml")).arg("serve");
+    let _proctor = Process::start(&mut limited, &house.path("proctor.log"));
+    house.shows("probe_success{probe=\"port\"}", 1.0).await;
+    let runs = || async {
+        let metrics = house.get("/metrics").await?;
+        metrics.lines().find_map(|line| line.strip_prefix("probe_last_run_timestamp_seconds{probe=\"port\"} ")?.parse::<f64>().ok())
+    };
+    let before = runs().await.expect("it was asked");
+    // None of them ever says what it wants.
+    let mut held = Vec::new();
+    for _ in 0..100 {
+        held.extend(TcpStream::connect(("127.0.0.1", house.web)).await);
+    }
+    // Closed within 6 s; until then the probe went on all the same.
+    eventually("it serves again", SOON, || async { (runs().await? > before + 3.0).then_some(()) }).await;
+    let state = || house.command().args(["silence", "list"]).output().expect("it runs").status.success();
+    eventually("the control socket answers", SOON, || async { state().then_some(()) }).await;
+    assert!(house.log().lines().all(|line| !line.contains("Too many open files")), "{}", house.log());
+    let metrics = house.get("/metrics").await.expect("it serves");
+    assert!(metrics.contains("probe_success{probe=\"port\"} 1") && metrics.contains("proctor_state_degraded 0"), "{metrics}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

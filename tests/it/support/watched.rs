@@ -7,7 +7,7 @@ use proctor::app;
 use proctor::changes::Changes;
 use proctor::config::Config;
 use proctor::metrics::Metrics;
-use proctor::model::{Failure, ProbeResult, Reason, Sight};
+use proctor::model::{Failure, ProbeResult, Problems, Reason, Sight};
 use proctor::probe::scheduler::{Scheduled, run};
 use proctor::tasks::Tasks;
 use tokio::time::Instant;
@@ -29,8 +29,9 @@ impl Watched {
     pub(crate) fn new(probes: &str) -> Self {
         let text = format!("probes:\n{probes}\n");
         let config = Config::from_text(Path::new("proctor.yml"), &text).unwrap_or_else(|problems| panic!("{text}{problems:?}"));
-        let changes = Changes::default();
-        let all = app::plan(&config, &Tasks::new(), &changes).unwrap_or_else(|why| panic!("{text}{why}"));
+        let (changes, mut problems) = (Changes::default(), Problems::new("proctor.yml"));
+        let all = app::plan(&config, &Tasks::new(), &changes, &mut problems);
+        assert!(problems.is_empty(), "{text}{:?}", problems.into_sorted());
         Self { all, changes, metrics: Metrics::new() }
     }
 
