@@ -145,6 +145,7 @@ pub fn read(path: &Path) -> Result<String, String> {
 /// Lists every key of the sections, the probes and the actions, for the test of the example.
 pub fn keys() -> Vec<&'static str> {
     use crate::model::decode::Documented;
+    use crate::probe::celery;
     use crate::{notify, remediate};
     let sections = [
         Config::KEYS,
@@ -161,6 +162,8 @@ pub fn keys() -> Vec<&'static str> {
         SmtpConfig::KEYS,
         notify::webhook::WebhookConfig::KEYS,
         ProbeConfig::KEYS,
+        celery::CanaryConfig::KEYS,
+        celery::ExpectConfig::KEYS,
         ActionConfig::KEYS,
         remediate::VerifyConfig::KEYS,
         remediate::LimitConfig::KEYS,

@@ -293,7 +293,8 @@ macro_rules! kinds {
             /// Returns the `rabbitmq` probe over whose connections this one asks.
             pub fn via(&self) -> Option<&Spanned<String>> {
                 let markup = self.markup.as_ref().and_then(|config| config.via.as_ref());
-                markup.or_else(|| self.beat.as_ref().and_then(|config| config.via.as_ref()))
+                let beat = || self.beat.as_ref().and_then(|config| config.via.as_ref());
+                markup.or_else(beat).or_else(|| self.celery.as_ref().map(|config| &config.via))
             }
 
             /// Returns the probes that this one needs to work: what `depends_on` says, and [`ProbeConfig::via`].
@@ -363,6 +364,8 @@ kinds! {
     elasticsearch: ElasticsearchConfig,
     /// Asks a service that answers questions from a queue, such as the one that renders markup, or the same over HTTP.
     markup: MarkupConfig [shared],
+    /// Asks Celery's nodes what they do, and sends a task through every queue.
+    celery: CeleryConfig [shared],
     /// Asks whether celerybeat sends: by the age of its schedule's file, and by a task that somebody ran.
     beat: BeatConfig [shared],
     /// Asks whether the processes of the site run the code that lies on its disk.

@@ -24,6 +24,7 @@ pub const MAX_RULES: usize = 5000;
 /// The rules that Proctor brings with it.
 const BUILT_IN: &[(&str, &str)] = &[
     ("built-in/beat.yml", include_str!("../../alerts/beat.yml")),
+    ("built-in/celery.yml", include_str!("../../alerts/celery.yml")),
     ("built-in/code.yml", include_str!("../../alerts/code.yml")),
     ("built-in/certificate.yml", include_str!("../../alerts/certificate.yml")),
     ("built-in/elasticsearch.yml", include_str!("../../alerts/elasticsearch.yml")),

@@ -19,6 +19,7 @@ mod life;
 mod mail;
 mod pipeline;
 mod probes_beat;
+mod probes_celery;
 mod probes_certificate;
 mod probes_code;
 mod probes_data;

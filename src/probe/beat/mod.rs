@@ -127,7 +127,7 @@ impl Beat {
                     format!("whether {} is run: {error}", count.task),
                     "let its user ask the workers: docs/probes/rabbitmq.md, \"The user it needs\"".to_owned(),
                 )),
-                Err(error) => unasked = Err(failure_of_broker(&count.broker, &error)),
+                Err(error) => unasked = Err(failure_of_broker(count.broker(), &error)),
             }
         }
         if !unseen.0.is_empty() {

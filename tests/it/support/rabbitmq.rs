@@ -39,6 +39,11 @@ pub(crate) struct Rabbitmq {
 impl Rabbitmq {
     /// Starts it on free ports, with both plugins or without any, and waits until it is up.
     pub(crate) async fn start(plugins: bool) -> Option<Self> {
+        Self::start_with(plugins, "heartbeat = 2\n").await
+    }
+
+    /// Starts it with these lines at the end of `rabbitmq.conf`.
+    pub(crate) async fn start_with(plugins: bool, more: &str) -> Option<Self> {
         program("rabbitmqctl")?;
         let folder = tempfile::tempdir().expect("a folder can be made");
         let [port, tls, prometheus, management, epmd_port, distribution] = [(); 6].map(|()| free_port());
@@ -55,12 +60,14 @@ impl Rabbitmq {
             "listeners.tcp.default = 127.0.0.1:{port}\nprometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {prometheus}\n\
              management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {management}\nlog.file.level = info\n\
              listeners.ssl.default = 127.0.0.1:{tls}\nssl_options.cacertfile = {}\nssl_options.certfile = {}\n\
-             ssl_options.keyfile = {}\nheartbeat = 2\n",
+             ssl_options.keyfile = {}\n{more}",
             authority.display(),
             certificate.display(),
             key.display(),
         );
         write("rabbitmq.conf", &conf);
+        // How often it looks for what was not acknowledged has no key in the other file.
+        write("advanced.config", "[{rabbit, [{channel_tick_interval, 1000}]}].");
         write("enabled_plugins", if plugins { "[rabbitmq_management,rabbitmq_prometheus]." } else { "[]." });
         // In front, so that it ends with the test; else the node would start one that stays.
         let mut command = Command::new("epmd");
@@ -83,6 +90,7 @@ impl Rabbitmq {
             .env("RABBITMQ_MNESIA_BASE", folder.join("mnesia"))
             .env("RABBITMQ_LOG_BASE", folder.join("log"))
             .env("RABBITMQ_CONFIG_FILE", folder.join("rabbitmq"))
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", folder.join("advanced.config"))
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", folder.join("enabled_plugins"))
             .env("RABBITMQ_PID_FILE", folder.join("pid"));
         Process::start(&mut command, &folder.join("out"))

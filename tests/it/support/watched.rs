@@ -35,9 +35,12 @@ impl Watched {
         Self { all, changes, metrics: Metrics::new() }
     }
 
-    /// Returns a target by the name of its probe.
+    /// Returns a target by the name of its probe, or as it is printed where the probe has several.
     pub(crate) fn target(&self, probe: &str) -> &Scheduled {
-        self.all.iter().find(|scheduled| &*scheduled.target.probe == probe).unwrap_or_else(|| panic!("there is no probe {probe}"))
+        self.all
+            .iter()
+            .find(|scheduled| &*scheduled.target.probe == probe || scheduled.target.to_string() == probe)
+            .unwrap_or_else(|| panic!("there is no probe {probe}"))
     }
 
     /// Runs one probe.
