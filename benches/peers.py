@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Measures Proctor beside its peers, in one run and on one machine, and says where it misses what is wanted.
 
-    benches/peers.py [serve] [memory] [targets] [scale]    default: all but scale, which says whether cost grows with targets
+    benches/peers.py [serve] [memory] [targets] [celery] [events] [scale]    default: all but scale, which says whether cost grows with targets
 
 Needs target/release/proctor and what `tests/stack/stack bench-install` installs. Ratios are medians over rounds that
 take turns, so that another program that keeps the machine busy meets Proctor and its peers alike.
@@ -19,6 +19,7 @@ import urllib.request
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+VENV = Path(os.environ.get("PROCTOR_STACK", "/tmp/proctor-stack")) / "venv"
 PROCTOR = Path(os.environ.get("PROCTOR_BIN", ROOT / "target/release/proctor"))
 ROUNDS, ROUND_SECONDS = 7, 3
 ACTIVE_SECONDS = int(os.environ.get("BENCH_SECONDS", 60))
@@ -109,8 +110,13 @@ probes:
         return sum(float(value) for value in re.findall(rf"^{metric}(?:{{.*}})? (\S+)$", text or self.metrics(), re.M))
 
     def spent(self):
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        return spent(self.process.pid)
+
+
+def spent(pid):
+    """Returns the CPU that a process has taken, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def memory(pid):
@@ -226,8 +232,98 @@ def scale():
         print(f"| {count} | {core:.3f} | {core / count * 1e6:.0f} millionths | {whole / MIB:.1f} MiB | {missed:.0f} | {lost:.0f} |", flush=True)
 
 
-PARTS = {"serve": serve, "memory": rss, "targets": targets, "scale": scale}
-wanted = sys.argv[1:] or ["serve", "memory", "targets"]
+class Broker:
+    """A RabbitMQ with the plugin rabbitmq_prometheus, as the tests start one."""
+
+    def __init__(self):
+        self.port, self.plugin, epmd, distribution = port(), port(), port(), port()
+        folder = dir / "rabbitmq"
+        folder.mkdir(exist_ok=True)
+        write("rabbitmq/rabbitmq.conf", f"listeners.tcp.default = 127.0.0.1:{self.port}\nprometheus.tcp.ip = 127.0.0.1\nprometheus.tcp.port = {self.plugin}\n")
+        write("rabbitmq/enabled_plugins", "[rabbitmq_prometheus].")
+        env = os.environ | {
+            "HOME": str(folder), "ERL_EPMD_PORT": str(epmd), "RABBITMQ_NODENAME": "bench@localhost", "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_MNESIA_BASE": f"{folder}/mnesia", "RABBITMQ_LOG_BASE": f"{folder}/log", "RABBITMQ_CONFIG_FILE": f"{folder}/rabbitmq",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{folder}/enabled_plugins", "RABBITMQ_PID_FILE": f"{folder}/pid", "RABBITMQ_NODE_PORT": str(self.port)}
+        start("epmd", "epmd", "-port", str(epmd), "-address", "127.0.0.1", env=env)
+        self.process = start("rabbitmq-server", "/usr/lib/rabbitmq/bin/rabbitmq-server", env=env)
+        wait_for("RabbitMQ", lambda: get(f"http://127.0.0.1:{self.plugin}/metrics"), 120)
+        self.url = f"amqp://guest:guest@127.0.0.1:{self.port}//"
+        self.probe = f"  rabbitmq: {{rabbitmq: {{port: {self.port}, prometheus: \"http://127.0.0.1:{self.plugin}\"}}}}\n"
+
+    def counters(self):
+        """What was opened and declared since its start."""
+        text = get(f"http://127.0.0.1:{self.plugin}/metrics").decode()
+        names = ("rabbitmq_connections_opened_total", "rabbitmq_channels_opened_total", "rabbitmq_queues_declared_total")
+        return {name: float(re.search(rf"^{name} (\S+)$", text, re.M)[1]) for name in names}
+
+
+def python(*arguments):
+    return [VENV / "bin/python", ROOT / "benches/celery_events.py", *map(str, arguments)]
+
+
+def celery():
+    """Five nodes and five queues: a run of the probe beside what celery-exporter asks on each scrape, and the load on the broker."""
+    broker, queues = Broker(), ["batch", "email", "fast", "photo", "sims"]
+    env = os.environ | {"SITE_BROKER": broker.url, "C_FORCE_ROOT": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    for name in queues:
+        start(f"node-{name}", VENV / "bin/celery", "--workdir", ROOT / "tests/stack/site", "--app", "queues", "worker",
+              "--queues", name, "--hostname", f"{name}@vm", "--concurrency", "2", "--loglevel", "INFO", env=env)
+    for name in queues:
+        wait_for(f"node {name}", lambda: " ready." in (dir / f"node-{name}.log").read_text(errors="replace"), 120)
+    # A look serves the targets of the probe for five seconds.
+    proctor = Proctor("celery", broker.probe + f"  celery: {{celery: {{via: rabbitmq, queues: [{', '.join(queues)}]}}}}\n", "{interval: 6s}")
+    looks, before = {}, None
+    for second in range(ACTIVE_SECONDS + 12):
+        text = proctor.metrics()
+        for labels, duration in re.findall(r'^probe_duration_seconds{(probe="celery".*?)} (\S+)$', text, re.M):
+            at = re.search(rf"^probe_last_run_timestamp_seconds{{{re.escape(labels)}}} (\S+)$", text, re.M)
+            looks[labels, at[1]] = float(duration)
+        if second == 12:
+            looks, before = {}, broker.counters()
+        time.sleep(1)
+    after, well = broker.counters(), proctor.sum('probe_success{probe="celery".*', None)
+    # Who looks waits for the nodes; the others are served by that look.
+    whole = sorted(looks.values())[-max(1, len(looks) // 6):]
+    ours = statistics.median(whole)
+    lines = subprocess.run(python("inspect", broker.url, 5), check=True, capture_output=True, text=True).stdout.split("\n")
+    theirs = statistics.median(float(line.split()[0]) for line in lines if line)
+    print(f"bench: {len(looks)} runs, {len(whole)} looks; the slowest {max(whole) * 1000:.1f} ms; Celery's own {lines}")
+    judge("celery, five nodes and queues: a run, p50", f"{ours * 1000:.1f} ms", "< 50 ms", ours < 0.05)
+    judge("the same by inspect().stats() and active_queues()", f"{theirs * 1000:.0f} ms", "", True)
+    opened = {name: after[name] - before[name] for name in before}
+    judge(f"connections, channels, queues opened by the broker in {len(looks)} runs", ", ".join(f"{n:.0f}" for n in opened.values()), "0, 0, 0", not any(opened.values()))
+    stop(proctor.process)
+
+
+def events():
+    """CPU for 1,000 task events a second beside celery.events.Receiver that feeds prometheus_client, both at the same time."""
+    broker = Broker()
+    proctor = Proctor("events", broker.probe + "  celery: {celery: {via: rabbitmq}}\n", "{interval: 1s}")
+    receiver = start("receiver", *python("receive", broker.url))
+    wait_for("Celery's receiver", lambda: "ready" in (dir / "receiver.log").read_text())
+    wait_for("the listener", lambda: proctor.sum("celery_events_listening") == 1, 120)
+    for batch, what in ((20, "in messages of 20, as workers send them"), (1, "one in a message")):
+        heard = proctor.sum("celery_events_total")
+        ours, theirs = proctor.spent(), spent(receiver.pid)
+        subprocess.run(python("send", broker.url, batch, 30), check=True, capture_output=True)
+        count = 30_000
+        wait_for("every event", lambda: proctor.sum("celery_events_total") - heard >= count)
+        settled = -1.0
+        while settled != (settled := spent(receiver.pid)):
+            time.sleep(1)
+        ours, theirs = proctor.spent() - ours, settled - theirs
+        judge(f"{count} task events at 1,000/s, {what}: CPU of Proctor", f"{ours / count * 1e6:.1f} µs", "", True)
+        judge("the same: of Celery's Receiver, and how much more that is", f"{theirs / count * 1e6:.0f} µs, {theirs / ours:.0f}×", "≥ 20×", theirs >= 20 * ours)
+    missed = proctor.sum("celery_events_missed_total") + proctor.sum("celery_events_malformed_total")
+    judge("events that Proctor missed", f"{missed:.0f}", "0", missed == 0)
+    judge("RSS of Proctor after them", f"{memory(proctor.process.pid)[0] / MIB:.1f} MiB", "≤ 20 MiB", memory(proctor.process.pid)[0] <= 20 * MIB)
+    stop(receiver)
+    stop(proctor.process)
+
+
+PARTS = {"serve": serve, "memory": rss, "targets": targets, "celery": celery, "events": events, "scale": scale}
+wanted = sys.argv[1:] or [part for part in PARTS if part != "scale"]
 if unknown := [part for part in wanted if part not in PARTS]:
     sys.exit(f"bench: no part {unknown[0]}\n{__doc__}")
 if not PROCTOR.exists():

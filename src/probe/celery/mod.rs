@@ -6,6 +6,7 @@
 //! configured, how long a task of our own takes through the queue.
 
 mod canary;
+mod events;
 mod judge;
 pub(super) mod mailbox;
 mod memory;
@@ -17,6 +18,7 @@ mod site;
 use std::sync::Arc;
 use std::time::Duration;
 
+use self::events::Events;
 use self::nodes::NodesTarget;
 use self::queue::QueueTarget;
 use self::site::Site;
@@ -42,8 +44,8 @@ crate::config_struct! {
         expect: Named<ExpectConfig> = "{}",
         /// How long RabbitMQ waits for an acknowledgement, where its `consumer_timeout` was changed.
         consumer_timeout: Option<Duration>,
-        /// Whether tasks are counted by the events that workers send with `-E`.
-        events: bool = "false",
+        /// Whether it listens to the workers: to their heartbeats, and to the events of tasks that they send with `-E`.
+        events: bool = "true",
     }
 }
 
@@ -89,7 +91,8 @@ pub fn plan(config: &CeleryConfig, _: &str, shared: &Shared) -> Result<Vec<Plann
         return Err(format!("canary.every: expected at least {}, found {}", print(SHORTEST), print(every)));
     }
     let site = Arc::new(Site::new(config, shared.broker(&config.via)?, shared.tasks().clone()));
-    let nodes = Planned { target: None, probe: Box::new(NodesTarget { site: site.clone() }) };
+    let events = config.events.then(|| Events::new(site.mailbox.broker().clone(), shared.tasks().clone()));
+    let nodes = Planned { target: None, probe: Box::new(NodesTarget { site: site.clone(), events }) };
     let queue = |name: &String| Planned::one(name, QueueTarget::new(site.clone(), name));
     Ok(std::iter::once(nodes).chain(config.queues.iter().map(queue)).collect())
 }

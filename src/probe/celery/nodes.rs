@@ -8,18 +8,20 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::super::{Probe, Recorder};
+use super::events::Events;
 use super::memory::Memory;
 use super::node::Node;
-use super::site::{Look, Site, UP, sight};
+use super::site::{Look, REMEDY, Site, UP, sight};
 use crate::model::{Failure, Family, Reason, Target, Timestamp};
 use crate::store::Store;
 use crate::tasks;
 
 static NODES: Family = Family::gauge("celery_nodes", "Celery nodes that answer");
-static WORKER_UP: Family = Family::gauge("celery_worker_up", "Whether a node answers");
+pub(super) static WORKER_UP: Family =
+    Family::gauge("celery_worker_up", "Whether a node answers; of those that cannot be asked, whether their heartbeats come");
 static WORKER_MISSING: Family =
     Family::gauge("celery_worker_missing", "Whether a node does not answer whose name is expected: by configuration, or as it came back before");
-static ACTIVE: Family = Family::gauge("celery_worker_tasks_active", "Tasks that a node runs");
+pub(super) static ACTIVE: Family = Family::gauge("celery_worker_tasks_active", "Tasks that a node runs");
 static RESERVED: Family = Family::gauge("celery_worker_reserved_tasks", "Tasks that a node has taken from its queues and not begun");
 static SCHEDULED: Family = Family::gauge("celery_worker_scheduled_tasks", "Tasks that a node has taken and may begin only later");
 static OLDEST: Family = Family::gauge("celery_worker_oldest_task_seconds", "For how long the oldest task of a node has run");
@@ -45,23 +47,22 @@ const MAX_ACCEPTED: usize = 500;
 /// The nodes as a whole.
 pub(super) struct NodesTarget {
     pub(super) site: Arc<Site>,
-    // What is heard of events joins here, as `events: Events`.
+    /// What is heard besides, unless that is not wanted.
+    pub(super) events: Option<Events>,
 }
 
 impl Probe for NodesTarget {
     fn run<'a>(&'a self, rec: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>> {
         async move {
-            // What was heard of events is recorded first, whatever the nodes say: `self.events.record(rec)`.
+            // First, whatever the nodes say.
+            let mut unseen = self.hear(rec);
             let look = self.site.look(rec).await?;
             rec.set(&UP, 1.0);
             self.record(rec, &look);
-            match &look.asked {
-                Ok(()) => self.judge(rec, &look),
-                Err(why) => {
-                    rec.sight(sight(vec![Site::unseen(why)], true));
-                    Ok(())
-                }
-            }
+            unseen.extend(look.asked.as_ref().err().map(|why| Site::unseen(why)));
+            let heard = self.events.as_ref().is_some_and(Events::listens);
+            rec.sight(sight(unseen, look.asked.is_err() && !heard));
+            if look.asked.is_err() { Ok(()) } else { self.judge(rec, &look) }
         }
         .boxed()
     }
@@ -70,12 +71,27 @@ impl Probe for NodesTarget {
         self.site.remember(target, store);
     }
 
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        match &self.events {
+            Some(events) => events.changed().boxed(),
+            None => std::future::pending().boxed(),
+        }
+    }
+
     fn up(&self) -> Option<&'static Family> {
         Some(&UP)
     }
 }
 
 impl NodesTarget {
+    /// Records what was heard; what a node answers counts more than whether it is heard. Returns what cannot be heard.
+    fn hear(&self, rec: &mut Recorder) -> Vec<(String, String)> {
+        let memory = self.site.memory();
+        let heard = self.events.as_ref().map_or(Ok(()), |events| events.record(rec, |name| memory.nodes.contains_key(name)));
+        let unheard = |error| (format!("heartbeats and events of the workers: {error}"), REMEDY.to_owned());
+        heard.err().map(unheard).into_iter().collect()
+    }
+
     fn record(&self, rec: &mut Recorder, look: &Look) {
         let (timeout, source) = match self.site.config.consumer_timeout {
             Some(timeout) => (Some(timeout), "configured"),
@@ -88,6 +104,11 @@ impl NodesTarget {
             return;
         }
         rec.set(&NODES, look.nodes.len() as f64);
+        for (name, node) in &look.nodes {
+            if let (Some(events), Some(queues)) = (&self.events, &node.queues) {
+                events.learn(name, &queues.iter().map(|queue| queue.name.as_str()).collect::<Vec<_>>());
+            }
+        }
         let memory = self.site.memory();
         for (name, known) in memory.nodes.iter().take(MAX_WORKERS) {
             let labels = [("worker", name.as_str()), ("hostname", hostname(name))];

@@ -23,6 +23,9 @@ pub(super) static UP: Family = Family::gauge("celery_up", "Whether Celery's node
 
 static VIA: Family = Family::gauge("celery_via_info", "Always 1; the label is the probe over whose broker Celery's nodes are asked");
 
+/// What lets it see more.
+pub(super) const REMEDY: &str = "give its user the permissions of docs/probes/celery.md, \"The user it needs\"";
+
 /// What every node is asked.
 const COMMANDS: [Command; 6] =
     [Command::Ping, Command::Stats, Command::Active, Command::Reserved, Command::Scheduled, Command::ActiveQueues];
@@ -86,7 +89,7 @@ impl Site {
 
     /// Says what of the nodes may not be seen.
     pub(super) fn unseen(why: &str) -> (String, String) {
-        (format!("what the nodes do: {why}"), "let its user ask the workers: docs/probes/celery.md, \"The user it needs\"".to_owned())
+        (format!("what the nodes do: {why}"), REMEDY.to_owned())
     }
 
     /// Looks at the broker and asks the nodes, unless somebody did a moment ago.

@@ -31,3 +31,8 @@ def slow(seconds, word=None):
 @app.task(name="site.retrying", bind=True, max_retries=144)
 def retrying(self, countdown):
     raise self.retry(countdown=countdown)
+
+
+@app.task(name="site.failing")
+def failing(word=None):
+    raise ValueError("no")
