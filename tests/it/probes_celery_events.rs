@@ -64,7 +64,8 @@ async fn heartbeats_and_events_of_real_nodes_are_told_node_by_node_whatever_else
     let result = watched.until("listener", "it hears their heartbeats", 90, both).await;
     well(&result, false);
     assert_eq!(sum(&result, "celery_worker_tasks_active", &[("worker", &email)]), Some(0.0));
-    let result = watched.until("asker", "it asks", 60, both).await;
+    let asks_only = |result: &ProbeResult| both(result) && result.sight != Sight::Full;
+    let result = watched.until("asker", "it asks", 60, asks_only).await;
     well(&result, false);
     let Sight::Partial { missing, remedy } = &result.sight else { panic!("{:?}", result.sight) };
     assert!(missing.contains("events") && missing.contains("403") && remedy.contains("docs/probes/celery.md"), "{missing} {remedy}");
@@ -139,7 +140,7 @@ async fn heartbeats_and_events_of_real_nodes_are_told_node_by_node_whatever_else
     let counted = ["rabbitmq_connections_opened_total", "rabbitmq_channels_opened_total", "rabbitmq_queues_declared_total"];
     let before = watched.run("rabbitmq").await;
     let begin = Instant::now();
-    while begin.elapsed() < Duration::from_secs(16) {
+    while begin.elapsed() < Duration::from_secs(11) {
         for target in ["celery", "celery/email", "celery/fast"] {
             well(&watched.run(target).await, true);
         }

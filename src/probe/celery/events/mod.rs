@@ -57,7 +57,8 @@ const TTL: i64 = 5000;
 const EXPIRES: i64 = 60_000;
 /// How often it is looked whether the connection stands; who connects are the runs of probes.
 const RETRY: Duration = Duration::from_secs(1);
-/// How long after the broker refused: each time is a line in its log.
+/// How long after the broker refused: each time is a line in its log. Where the exchange is missing, no worker has ever run.
+const MISSING: Duration = Duration::from_secs(5);
 const REFUSED: Duration = Duration::from_secs(60);
 
 /// The events of one broker, from the first [`Events::record`] on.
@@ -157,9 +158,11 @@ async fn listen(broker: Broker, heard: Arc<Heard>) {
             };
             lock(&heard.tally).listening = None;
             tracing::debug!(endpoint = %broker.settings().endpoint, %error, "celery's events are not heard");
-            if error.code().is_some() {
-                wait = REFUSED;
-            }
+            wait = match error.code() {
+                Some(404) => MISSING,
+                Some(_) => REFUSED,
+                None => RETRY,
+            };
             *lock(&heard.deaf) = Some(error);
         }
         // Whichever comes first.

@@ -234,7 +234,6 @@ fn as_many_tasks_as_there_are_memory_is_flat() {
 #[test]
 #[ignore = "minutes: make test-slow"]
 fn a_day_of_ten_thousand_tasks_a_minute_takes_no_more_memory_than_its_first_hour() {
-    #[expect(clippy::disallowed_methods, reason = "a test may read a file")]
     let resident = || {
         let statm = std::fs::read_to_string("/proc/self/statm").expect("is there");
         statm.split(' ').nth(1).and_then(|pages| pages.parse::<u64>().ok()).expect("is a number") * 4096
