@@ -44,7 +44,7 @@
 //! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret: plain types, no I/O, no clock |
 //! | `src/metrics.rs` | every `proctor_*` metric: name, help, labels; the only place that registers one |
 //! | `src/tasks.rs` | the clock, named supervised tasks and whether their loops come round, the staged stop |
-//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, amqp, sql (one standing connection to a database), docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), secret files |
+//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, amqp, sql (one standing connection to a database), docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), program (runs one), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
 //! | `src/changes` | what changed on the host lately, from jobs, events, files; bounded |
@@ -56,7 +56,7 @@
 //! | `src/notify` | route, dispatch, dedup, message, outbox, email, webhook |
 //! | `src/remediate` | guard (decides), runner (acts, verifies, records), and the ways to act |
 //! | `src/rules` | Prometheus rule files: load, alert state machine, one turn of a rule, group loop, templates, unit tests in promtool's format |
-//! | `src/web` | `/metrics`, status page, health answers, control socket |
+//! | `src/web` | `/metrics`, status page, health answers, control socket, the reports of jobs |
 //! | `src/config` | puts the components' own config structs together, loads, cross-checks; works out the timeline of a failure |
 //! | `src/discover` | looks at the host and writes YAML that goes through [`config`]'s own loader |
 //! | `src/app` | builds everything in order, named stops, reload; whether Proctor itself is well, the heartbeat out |

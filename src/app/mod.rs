@@ -32,6 +32,7 @@ use crate::mute::depends::Depends;
 use crate::notify::dispatch::{Board, Mutes};
 use crate::notify::outbox::Outbox;
 use crate::probe::Shared;
+use crate::probe::heartbeat::Inbox;
 use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
 use crate::remediate::{self, Planned, Runner, Tools};
 use crate::rules;
@@ -415,12 +416,18 @@ impl App {
     }
 
     fn pages(self: &Arc<Self>) -> Pages {
-        let (ready, status) = (self.clone(), self.clone());
+        let (ready, status, reported) = (self.clone(), self.clone(), self.clone());
         Pages {
             snapshot: self.snapshot.clone(),
             ready: Arc::new(move || ready.ready()),
             status: Arc::new(move || view::status(&status.loaded(), &status.snapshot.all(), &status.alerts.all(), status.notices())),
+            inbox: Arc::new(move |name| reported.inbox(name)),
         }
+    }
+
+    /// Returns where the reports of a heartbeat come in, under the configuration in force.
+    fn inbox(&self, name: &str) -> Option<Inbox> {
+        self.scoped.lock().unwrap_or_else(PoisonError::into_inner).scheduler.inbox(name)
     }
 
     fn ready(&self) -> Result<(), String> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::App;
 use crate::client::net::chain;
 use crate::client::process::user_name;
+use crate::model::decode::unknown;
 use crate::model::duration::{print, print_measured};
 use crate::model::labels::fnv1a;
 use crate::model::{AlertState, Matcher, Timestamp};
@@ -120,6 +121,19 @@ impl App {
                     format!("{}  {what}, {} more at most  by {}: {}", hold.id, print_measured(hold.until.since(now)), hold.by, hold.reason)
                 });
                 Ok(list(rows.collect::<Vec<_>>().into_iter(), "nothing is held"))
+            }
+            Command::Heartbeat { name, report } => {
+                let known = || {
+                    let config = self.loaded().config;
+                    let names = config.probes.0.iter().filter(|(_, probe)| probe.heartbeat.is_some()).map(|(name, _)| name.value.clone());
+                    names.collect::<Vec<_>>()
+                };
+                let Some(inbox) = self.inbox(&name) else {
+                    let known = known();
+                    return Err(unknown("heartbeat", &name, &known.iter().map(String::as_str).collect::<Vec<_>>()));
+                };
+                inbox.report(report).await;
+                Ok(Reply::text("taken"))
             }
             Command::AlertList {} => Ok(list(self.alert_rows(now).into_iter(), "nothing is pending or firing")),
             Command::ActionList {} => Ok(list(self.action_rows(now).into_iter(), "the configuration names no actions")),

@@ -1,6 +1,7 @@
 //! Asks the running Proctor for something over its control socket.
 
 use std::error::Error;
+use std::path::Path;
 use std::time::Duration;
 
 use super::{Exit, complain, say};
@@ -30,9 +31,13 @@ pub(super) fn send(source: &Source, command: Command) -> Result<Exit, Box<dyn Er
 
 /// Sends a command; the inner error is what Proctor answered.
 pub(super) async fn ask(source: &Source, command: &Command) -> Result<Result<Reply, String>, Box<dyn Error + Send + Sync>> {
-    let socket = app::control_socket(&app::load(source)?.config);
+    ask_at(&app::control_socket(&app::load(source)?.config), command).await
+}
+
+/// Sends a command to the Proctor that listens there.
+pub(super) async fn ask_at(socket: &Path, command: &Command) -> Result<Result<Reply, String>, Box<dyn Error + Send + Sync>> {
     let request =
-        Request::post_json(Url::parse("http://localhost/command")?, serde_json::to_vec(command)?).at(Endpoint::Unix(socket.clone()));
+        Request::post_json(Url::parse("http://localhost/command")?, serde_json::to_vec(command)?).at(Endpoint::Unix(socket.to_owned()));
     let mut seen = Seen::default();
     let sent = tokio::time::timeout(ANSWER_WITHIN, http::send(&request, &Trust::system(), MAX_ANSWER, &mut seen)).await;
     let answer = sent.map_err(|_| format!("Proctor did not answer at {} in time", socket.display()))?;

@@ -9,6 +9,7 @@ mod hold;
 mod mail;
 mod render;
 mod rules;
+mod run;
 mod serve;
 mod silence;
 mod supervised;
@@ -55,6 +56,8 @@ enum Command {
     Silence(silence::Silence),
     /// Says and does nothing for a while: `proctor hold 15m`, `proctor hold run -- make new-code`
     Hold(hold::Hold),
+    /// Runs a job and reports it to its heartbeat: `proctor run backup -- /usr/local/bin/backup`
+    Run(run::Run),
     /// Looks at the alerts
     #[command(subcommand)]
     Alert(alert::Alert),
@@ -128,6 +131,7 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
         Command::Rules(command) => Ok(rules::run(&command)?),
         Command::Silence(command) => silence::run(&source, command),
         Command::Hold(hold) => hold::run(&source, hold),
+        Command::Run(job) => run::run(&source, job),
         Command::Alert(command) => alert::alert(&source, &command),
         Command::Action(command) => alert::action(&source, &command),
         Command::Mail(command) => mail::run(&source, &command),

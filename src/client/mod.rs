@@ -5,6 +5,7 @@ pub mod docker;
 pub mod http;
 pub mod net;
 pub mod process;
+pub mod program;
 pub mod secret;
 pub mod smtp;
 pub mod sock_diag;

@@ -23,6 +23,8 @@ pub const MAX_SUBJECT: usize = 200;
 /// The most characters of an annotation, and the most lines of evidence of one alert.
 const MAX_ANNOTATION: usize = 2000;
 const MAX_EVIDENCE: usize = 20;
+/// The most lines of what probes have kept: the end of what a job printed is 10 KiB.
+const MAX_SEEN: usize = 240;
 
 /// The most alerts in the payload; of the others it says how many they are, as Alertmanager does.
 const MAX_PAYLOAD: usize = 200;
@@ -481,7 +483,7 @@ impl Story<'_> {
             kept.chain(printed).take(MAX_EVIDENCE).map(|text| line(text, 200))
         });
         let seen = self.found.iter().flat_map(|result| result.evidence.iter().map(|text| line(text, 200)));
-        sections.push(Section::fixed("Evidence", evidence.chain(seen).take(3 * MAX_EVIDENCE)));
+        sections.push(Section::fixed("Evidence", evidence.take(3 * MAX_EVIDENCE).chain(seen.take(MAX_SEEN))));
         if !over {
             sections.push(Section::prose("What to do now", self.advice()));
             sections.push(Section::fixed("To be told nothing about it for 2 hours", [self.silence()]));

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::sync::Semaphore;
 
 use crate::changes::Changes;
 use crate::client::amqp::{AmqpError, Broker, Settings};
@@ -29,8 +30,8 @@ pub const MAX_SAMPLES: usize = 6_000;
 /// The longest value of a label, in characters: labels are identity, texts belong into the detail.
 pub const MAX_LABEL: usize = 200;
 
-/// The most lines of evidence, and the most characters of each.
-pub const MAX_EVIDENCE: (usize, usize) = (20, 200);
+/// The most lines of evidence, the most characters of each, and the most bytes of all: the end of what a job printed.
+pub const MAX_EVIDENCE: (usize, usize, usize) = (200, 200, 12 * 1024);
 
 /// One way of asking one service whether it works.
 ///
@@ -54,6 +55,11 @@ pub trait Probe: Send + Sync {
     /// what came in between must not be lost: a `tokio::sync::Notify` keeps one.
     fn changed(&self) -> BoxFuture<'_, ()> {
         Box::pin(std::future::pending())
+    }
+
+    /// Returns where reports come in, if this is a heartbeat.
+    fn inbox(&self) -> Option<&heartbeat::Inbox> {
+        None
     }
 
     /// The exporter's own `<x>_up`, set by the scheduler from the outcome where the run did not record it itself.
@@ -210,9 +216,21 @@ impl Recorder {
 
     /// Keeps a line for the mail.
     pub fn evidence(&mut self, line: impl Display) {
-        if self.evidence.len() < MAX_EVIDENCE.0 {
+        let kept: usize = self.evidence.iter().map(String::len).sum();
+        if self.evidence.len() < MAX_EVIDENCE.0 && kept < MAX_EVIDENCE.2 {
             self.evidence.push(Failure::new(Reason::Internal, line.to_string()).detail.chars().take(MAX_EVIDENCE.1).collect());
         }
+    }
+
+    /// Keeps a text for the mail: its last lines, long ones folded.
+    pub fn evidence_text(&mut self, text: &str) {
+        let lines = text.lines().filter(|line| !line.trim().is_empty()).flat_map(|line| {
+            let chars: Vec<char> = line.chars().collect();
+            chars.chunks(MAX_EVIDENCE.1).map(|part| part.iter().collect::<String>()).collect::<Vec<_>>()
+        });
+        let lines: Vec<String> = lines.collect();
+        let room = MAX_EVIDENCE.0.saturating_sub(self.evidence.len());
+        lines.iter().skip(lines.len().saturating_sub(room)).for_each(|line| self.evidence(line));
     }
 
     /// Connects and says meanwhile what it waits for. `phases` keeps what was measured if a later phase times out.
@@ -231,6 +249,33 @@ impl Recorder {
     /// Ends the run.
     pub fn finish(self) -> Recorded {
         Recorded { samples: self.samples, dropped: self.dropped, waiting: self.waiting, sight: self.sight, evidence: self.evidence }
+    }
+}
+
+/// A look at files, which may block for ever on a dead mount: one at a time, in a thread of its own. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Looking(Arc<Semaphore>);
+
+impl Default for Looking {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(1)))
+    }
+}
+
+impl Looking {
+    /// Waits for the look before this one, takes one, and returns what it found.
+    ///
+    /// # Errors
+    /// It panicked.
+    pub async fn at<T: Send + 'static>(&self, look: impl FnOnce() -> T + Send + 'static) -> Result<T, Failure> {
+        // The permit travels into the thread, which may outlive the run that wanted it.
+        let permit = self.0.clone().acquire_owned().await;
+        let looked = tokio::task::spawn_blocking(move || {
+            let found = look();
+            drop(permit);
+            found
+        });
+        looked.await.map_err(|error| Failure::new(Reason::Internal, format!("a look failed: {error}")))
     }
 }
 
@@ -348,6 +393,12 @@ kinds! {
     http: HttpConfig,
     /// Asks a TCP port: connect, optionally send, optionally expect.
     tcp: TcpConfig,
+    /// Hears what a job reports by itself, such as a line of cron or the site's own checks.
+    heartbeat: HeartbeatConfig [shared],
+    /// Runs a program and judges by how it ends: a script, or a plugin of Nagios.
+    command: CommandConfig,
+    /// Looks at files: whether they are there, how old and how large they are.
+    file: FileConfig,
     /// Asks nginx: its own counters, each site under its own name, each redirect.
     nginx: NginxConfig,
     /// Asks gunicorn: whether a worker answers, and how long the queue in front of them is.

@@ -12,6 +12,7 @@ use futures_util::future::join_all;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
+use super::heartbeat::Inbox;
 use super::{Probe, ProbeNow, Recorder};
 use crate::metrics::{ByProbe, Metrics};
 use crate::model::duration::{print, print_measured};
@@ -128,6 +129,11 @@ impl Scheduler {
     pub async fn ask_now(&self, probes: &[String]) -> Vec<ProbeResult> {
         let named = self.slots.iter().filter(|slot| probes.iter().any(|name| **name == *slot.scheduled.target.probe));
         join_all(named.map(|slot| self.ask(slot))).await.into_iter().flatten().collect()
+    }
+
+    /// Returns where the reports of the heartbeat of this name come in.
+    pub fn inbox(&self, probe: &str) -> Option<Inbox> {
+        self.slots.iter().filter(|slot| *slot.scheduled.target.probe == *probe).find_map(|slot| slot.scheduled.probe.inbox()).cloned()
     }
 
     /// Returns [`Scheduler::ask_now`] as a function, for rooms that must not know the scheduler.

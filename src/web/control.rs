@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::listen;
 use crate::metrics::Metrics;
+use crate::probe::heartbeat::Report;
 use crate::tasks::Tasks;
 
 /// The group whose members may change something.
@@ -97,6 +98,13 @@ pub enum Command {
     ActionPause {},
     /// Let actions run again.
     ActionResume {},
+    /// What a job reports of itself.
+    Heartbeat {
+        /// The name of the heartbeat.
+        name: String,
+        /// What it reports.
+        report: Report,
+    },
 }
 
 /// What came of a command.
@@ -175,6 +183,8 @@ async fn command(State(carry): State<Carry>, Extension(peer): Extension<Peer>, J
     match &command {
         // Every few seconds while a command runs.
         Command::HoldRenew { .. } => tracing::debug!(uid = peer.uid, ?command, "asked over the control socket"),
+        // What a job prints is not for the log.
+        Command::Heartbeat { name, .. } => tracing::debug!(uid = peer.uid, name, "a job reports over the control socket"),
         _ => tracing::info!(uid = peer.uid, ?command, "asked over the control socket"),
     }
     match tokio::time::timeout(COMMAND_WITHIN, carry(command, peer)).await {

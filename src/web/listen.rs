@@ -1,6 +1,7 @@
 //! Our own accept loop: `axum::serve` has neither a limit on connections nor one on the time that headers may take.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,8 +35,10 @@ const NO_DESCRIPTORS_PAUSE: Duration = Duration::from_millis(100);
 pub(super) trait Accept: Send + 'static {
     /// The connection.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
-    /// Waits for the next one; `Peer` is who it is, where the kernel says so.
-    fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, Option<Peer>)>>;
+    /// Who it is, as the kernel says.
+    type Peer: Clone + Send + Sync + 'static;
+    /// Waits for the next one.
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, Self::Peer)>>;
 }
 
 pub(super) struct Tcp(pub(super) TcpListener);
@@ -43,23 +46,25 @@ pub(super) struct Unix(pub(super) UnixListener);
 
 impl Accept for Tcp {
     type Stream = tokio::net::TcpStream;
-    fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, Option<Peer>)>> {
+    type Peer = IpAddr;
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, IpAddr)>> {
         Box::pin(async {
-            let (stream, _) = self.0.accept().await?;
+            let (stream, from) = self.0.accept().await?;
             // The answer is one write: Nagle's algorithm would only delay its last packet.
             stream.set_nodelay(true)?;
-            Ok((stream, None))
+            Ok((stream, from.ip()))
         })
     }
 }
 
 impl Accept for Unix {
     type Stream = tokio::net::UnixStream;
-    fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, Option<Peer>)>> {
+    type Peer = Peer;
+    fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, Peer)>> {
         Box::pin(async {
             let (stream, _) = self.0.accept().await?;
             let peer = stream.peer_cred()?;
-            Ok((stream, Some(Peer { uid: peer.uid() })))
+            Ok((stream, Peer { uid: peer.uid() }))
         })
     }
 }
@@ -89,10 +94,7 @@ pub(super) async fn serve(listener: impl Accept, router: Router, metrics: Arc<Me
         let (router, metrics) = (router.clone(), metrics.clone());
         let stop = connections.token();
         connections.spawn("web connection", async move {
-            let router = match peer {
-                Some(peer) => router.layer(axum::Extension(peer)),
-                None => router,
-            };
+            let router = router.layer(axum::Extension(peer));
             let mut http = hyper::server::conn::http1::Builder::new();
             http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_buf_size(MAX_HEAD);
             let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));

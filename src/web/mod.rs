@@ -1,9 +1,11 @@
 //! What people and Prometheus read over HTTP, and the control socket over which something is changed.
 //!
 //! `/metrics`, the status page and the two health answers only read. What changes something (reload, silence, hold)
-//! goes over a socket in the file system whose rights decide who may: see [`control`].
+//! goes over a socket in the file system whose rights decide who may: see [`control`]. Only what a job reports of
+//! itself may come in here, with a token.
 
 pub mod control;
+mod heartbeat;
 mod listen;
 mod status;
 
@@ -23,6 +25,7 @@ use crate::model::{Problems, Timestamp};
 use crate::snapshot::{Format, Snapshot};
 use crate::tasks::{self, Tasks};
 
+pub use heartbeat::FindInbox;
 pub use status::{AlertRow, Status, TargetRow};
 
 /// The address to listen on; an address and not a name, so that it never listens where nobody meant.
@@ -43,8 +46,8 @@ impl Decode for Listen {
 crate::config_struct! {
     /// What is read over HTTP.
     pub struct WebConfig {
-        /// Where to listen. Everything here only reads, but it tells a stranger much about the site: keep it on
-        /// loopback, or let only Prometheus reach it.
+        /// Where to listen. Everything here only reads, but for reports of jobs that show a token, and it tells a
+        /// stranger much about the site: keep it on loopback, or let only Prometheus reach it.
         listen: Listen = "127.0.0.1:9797",
     }
 }
@@ -63,6 +66,8 @@ pub struct Pages {
     pub ready: Ready,
     /// The status page.
     pub status: MakeStatus,
+    /// Where the reports of jobs come in.
+    pub inbox: FindInbox,
 }
 
 /// Why the web does not come up.
@@ -93,12 +98,14 @@ pub async fn start(config: &WebConfig, pages: Pages, metrics: Arc<Metrics>, task
 }
 
 fn router(pages: Pages) -> Router {
+    let reports = heartbeat::router(pages.inbox.clone());
     Router::new()
         .route("/", get(page))
         .route("/metrics", get(exposition))
         .route("/-/healthy", get(|| async { "ok\n" }))
         .route("/-/ready", get(ready))
         .with_state(pages)
+        .merge(reports)
         .layer(axum::middleware::map_response(with_security_headers))
 }
 

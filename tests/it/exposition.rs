@@ -62,6 +62,7 @@ async fn site() -> Site {
     let ready = Arc::new(AtomicBool::new(false));
     let (is_ready, rows) = (ready.clone(), snapshot.clone());
     let pages = Pages {
+        inbox: Arc::new(|_| None),
         snapshot: snapshot.clone(),
         ready: Arc::new(move || if is_ready.load(Ordering::SeqCst) { Ok(()) } else { Err("1 target has not answered yet".to_owned()) }),
         status: Arc::new(move || {

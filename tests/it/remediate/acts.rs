@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use proctor::client::docker::{Docker, Selector};
+use proctor::client::program;
 use proctor::client::systemd::Systemd;
 use proctor::model::Labels;
 use proctor::model::decode::from_text;
@@ -110,12 +111,12 @@ async fn a_daemon_that_keeps_the_output_open_does_not_hold_us_and_lives_on() {
 async fn of_ten_megabytes_of_output_the_end_is_kept() {
     let done = run(&["/bin/sh", "-c", "yes 0123456789abcde | head -c 10000000; printf '\\377\\377 why\\n'"], "60s").await;
     done.result.expect("its output does not stop it");
-    assert!(done.output.len() <= command::MAX_OUTPUT && done.output.len() > 60_000, "{}", done.output.len());
+    assert!(done.output.len() <= program::MAX_OUTPUT && done.output.len() > 60_000, "{}", done.output.len());
     assert!(done.output.starts_with("(the end of 10000007 bytes)\n") && done.output.ends_with(" why\n"));
     let done = run(&["/bin/sh", "-c", "head -c 300000 /dev/urandom"], "60s").await;
-    assert!(done.output.len() <= command::MAX_OUTPUT, "{}", done.output.len());
+    assert!(done.output.len() <= program::MAX_OUTPUT, "{}", done.output.len());
     let done = run(&["/bin/sh", "-c", "yes"], "300ms").await;
-    assert!(done.result.is_err() && done.output.len() <= command::MAX_OUTPUT);
+    assert!(done.result.is_err() && done.output.len() <= program::MAX_OUTPUT);
 }
 
 #[tokio::test]
