@@ -115,7 +115,7 @@ pub fn load(config: &RulesConfig, read: impl Fn(&Path) -> Result<String, String>
                     Ok(paths) => {
                         let paths: Vec<PathBuf> = paths.flatten().take(MAX_FILES + 1).collect();
                         if paths.is_empty() {
-                            of_pattern.push(start, "expected at least one rule file, found none");
+                            of_pattern.push(start, "expected at least one rule file, found none: put some there, or leave rules.files out for the rules that come with Proctor");
                         }
                         for path in paths {
                             match read(&path) {

@@ -165,6 +165,13 @@ fn the_example_names_every_key_and_loads() {
 }
 
 #[test]
+fn the_example_as_it_is_is_right_on_a_host_that_has_nothing_of_it() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/proctor.example.yml");
+    let output = Command::new(env!("CARGO_BIN_EXE_proctor")).args(["config", "check", example]).output().expect("it runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+#[test]
 fn the_command_prints_every_mistake_and_ends_with_1() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("proctor.yml");
