@@ -102,8 +102,8 @@
 //!   its place, bounds the stack, and does not panic on `up offset inf`. The crate is the tests' oracle.
 //! - AMQP is spoken by `client::amqp` and not lapin: one frame of 7.5 KiB with nested tables, which anybody who may publish
 //!   can send, overflows the stack of lapin 4.12.3 and aborts the process; its reader queues without a bound.
-//! - docker is asked through `client::http` and not bollard: four requests, bounded replies, and no environment of a
-//!   container is ever decoded.
+//! - docker is asked through `client::http` and not bollard: five requests, bounded replies and events, and no environment
+//!   of a container is ever decoded.
 //! - HTTP out is hyper over `client::net`, for probes and webhooks alike, and not reqwest: probes need the phases, unix
 //!   sockets and hard caps, and one way to do a thing is enough.
 //! - MySQL is spoken by `client::sql` and not mysql_async: it opens its connections itself, without our phases and trust,

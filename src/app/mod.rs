@@ -33,7 +33,7 @@ use crate::notify::dispatch::{Board, Mutes};
 use crate::notify::outbox::Outbox;
 use crate::probe::Shared;
 use crate::probe::heartbeat::Inbox;
-use crate::probe::scheduler::{Scheduled, Scheduler, Sink};
+use crate::probe::scheduler::{Occasion, Scheduled, Scheduler, Sink};
 use crate::remediate::{self, Planned, Runner, Tools};
 use crate::rules;
 use crate::rules::group::{self, Context, Nudge};
@@ -459,12 +459,12 @@ impl App {
 }
 
 /// Hands a result on: rendered for Prometheus, and as samples for the rules, with the site's labels. One that says
-/// something else than the last one is judged at once.
+/// something else than the last one is judged at once, and so is one that was made because something changed.
 fn sink(snapshot: &Snapshot, window: &Window, nudge: &Nudge, site: Labels) -> Sink {
     let (snapshot, window, nudge) = (snapshot.clone(), window.clone(), nudge.clone());
     // One text for all series.
     let [named, of_probe, of_target] = [crate::model::labels::NAME, "probe", "target"].map(Arc::<str>::from);
-    Arc::new(move |result: ProbeResult| {
+    Arc::new(move |result: ProbeResult, occasion: Occasion| {
         let changed = snapshot.accept(&result);
         let target = &result.target;
         let series = result.samples.iter().map(|sample| {
@@ -474,7 +474,7 @@ fn sink(snapshot: &Snapshot, window: &Window, nudge: &Nudge, site: Labels) -> Si
             (site.with(own.chain(common).chain(one)), sample.value)
         });
         window.accept(&target.to_string(), result.at, series);
-        if changed {
+        if changed || occasion == Occasion::Changed {
             nudge.all();
         }
     })

@@ -355,6 +355,28 @@ pub async fn secure(stream: Stream, url: &Url, trust: &Trust, seen: &mut Seen) -
 /// # Errors
 /// [`HttpError`] without [`HttpError::Net`].
 pub async fn exchange(stream: Stream, request: &Request, max_body: usize, seen: &mut Seen) -> Result<Answer, HttpError> {
+    let mut body = Vec::new();
+    let mut keep = |_: u16, piece: &[u8]| {
+        if body.len() + piece.len() > max_body {
+            return Err(HttpError::TooLarge { what: "body", limit: max_body });
+        }
+        body.extend_from_slice(piece);
+        Ok(())
+    };
+    let answer = exchange_piecewise(stream, request, &mut keep, seen).await?;
+    Ok(Answer { body, ..answer })
+}
+
+/// Takes the status of an answer and the next piece of its body; an error ends the exchange.
+pub type Take<'a> = dyn FnMut(u16, &[u8]) -> Result<(), HttpError> + Send + 'a;
+
+/// Like [`exchange`], for a body that comes over time, such as a stream of events: each piece is handed on when it is
+/// there, an empty one first of all when the head is, and bounds are up to who takes it. The answer comes back without a
+/// body, once that has ended.
+///
+/// # Errors
+/// As [`exchange`], or what `take` returned.
+pub async fn exchange_piecewise(stream: Stream, request: &Request, take: &mut Take<'_>, seen: &mut Seen) -> Result<Answer, HttpError> {
     let request = request.to_hyper()?;
     let begin = Instant::now();
     let (mut sender, connection) = http1::Builder::new()
@@ -370,17 +392,15 @@ pub async fn exchange(stream: Stream, request: &Request, max_body: usize, seen: 
         seen.version = Some(if answer.version() == hyper::Version::HTTP_10 { 1.0 } else { 1.1 });
         let begin = Instant::now();
         let (head, mut incoming) = answer.into_parts();
-        let mut body = Vec::new();
+        take(head.status.as_u16(), &[])?;
         while let Some(frame) = incoming.frame().await {
             let frame = frame.map_err(|error| HttpError::of(error, "body"))?;
-            let Some(bytes) = frame.data_ref() else { continue };
-            if body.len() + bytes.len() > max_body {
-                return Err(HttpError::TooLarge { what: "body", limit: max_body });
+            if let Some(bytes) = frame.data_ref() {
+                take(head.status.as_u16(), bytes)?;
             }
-            body.extend_from_slice(bytes);
         }
         seen.transfer = Some(begin.elapsed());
-        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
+        Ok(Answer { status: head.status.as_u16(), headers: head.headers, body: Vec::new() })
     };
     // The connection has no task of its own: it moves while this call is polled, and ends with it.
     let (mut work, mut connection, mut open) = (pin!(work), pin!(connection), true);

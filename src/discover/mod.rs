@@ -5,11 +5,15 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use procfs::net::TcpState;
 
+use crate::client::docker::Docker;
+use crate::client::net::Endpoint;
 use crate::probe::tunnel::{self, Dialect};
 
 /// The most processes whose sockets are looked at, and the most listening ports that are told.
@@ -45,6 +49,7 @@ pub fn look() -> Found {
         found.add_port(&port);
     }
     found.add_certificates(Path::new(CERTBOT));
+    found.add_docker(&Docker::of_this_host());
     found
 }
 
@@ -76,6 +81,23 @@ impl Found {
             "whether the certificates in {} are those that are served; name where, under probes: (certificate: {{served: [\"NAME:443\"]}})",
             live.display()
         ));
+    }
+
+    /// Adds docker where its socket lets us in; one elsewhere than on this host is not looked for.
+    fn add_docker(&mut self, docker: &Docker) {
+        let Ok(Endpoint::Unix(socket)) = docker.endpoint() else { return };
+        let at = socket.display();
+        match UnixStream::connect(socket) {
+            Ok(_) => self.add(
+                "docker",
+                &format!("docker: {{engine: \"unix:{at}\"}}"),
+                format!("docker at {at}: every container that docker itself is to restart"),
+            ),
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => self.left_out.push(format!(
+                "the containers of docker at {at}: the user of Proctor may not use its socket; a socket proxy is the careful way (docs/probes/docker.md)"
+            )),
+            Err(_) => {}
+        }
     }
 
     /// Watches a tunnel in the protocol that its far port is known for; by its near end only where that is none.
@@ -213,6 +235,23 @@ mod tests {
         let file = format!("{}/live/*/fullchain.pem", folder.path().display());
         assert_eq!(found.probes, format!("  certificates: {{certificate: {{files: [\"{file}\"]}}}}\n"));
         assert_eq!((found.watched.len(), found.left_out.len()), (1, 1));
+    }
+
+    #[test]
+    fn docker_is_watched_where_its_socket_lets_us_in() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let socket = folder.path().join("docker.sock");
+        let found = || {
+            let mut found = Found::default();
+            found.add_docker(&Docker::at(&socket));
+            found
+        };
+        assert!(found().probes.is_empty() && found().left_out.is_empty(), "there is none");
+        let listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
+        let entry = format!("  docker: {{docker: {{engine: \"unix:{}\"}}}}\n", socket.display());
+        assert_eq!((found().probes, found().watched.len()), (entry, 1));
+        drop(listener);
+        assert!(found().probes.is_empty(), "what listened there is gone");
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod sql;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 
 use crate::changes::Changes;
 use crate::client::amqp::{AmqpError, Broker, Settings};
+use crate::client::docker::{Docker, DockerError};
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
 use crate::client::sql::Session;
 use crate::model::decode::{Documented, KeyDoc, Spanned};
@@ -95,6 +96,7 @@ impl Planned {
 pub struct Shared {
     brokers: BTreeMap<String, Broker>,
     databases: BTreeMap<String, Session>,
+    engines: Mutex<Vec<(Endpoint, Arc<docker::Engine>)>>,
     tasks: Tasks,
     changes: Changes,
 }
@@ -125,6 +127,21 @@ impl Shared {
             let known: Vec<&str> = self.databases.keys().map(String::as_str).collect();
             format!("expected the name of a postgres or mysql probe, found {name:?}; known: {}", known.join(", "))
         })
+    }
+
+    /// Returns the docker engine at this address, of which all probes share one event stream.
+    ///
+    /// # Errors
+    /// The address is none.
+    pub(crate) fn engine(&self, docker: &Docker) -> Result<Arc<docker::Engine>, DockerError> {
+        let at = docker.endpoint()?;
+        let mut engines = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, engine)) = engines.iter().find(|(known, _)| known == at) {
+            return Ok(engine.clone());
+        }
+        let engine = Arc::new(docker::Engine::new(docker.clone(), self.tasks.clone(), self.changes.clone()));
+        engines.push((at.clone(), engine.clone()));
+        Ok(engine)
     }
 
     /// Returns the broker of the `rabbitmq` probe of this name.
@@ -427,6 +444,8 @@ kinds! {
     postgres: PostgresConfig [shared],
     /// Asks MySQL or MariaDB: whether it lets in, answers and takes writes, connections left, locks, replication.
     mysql: MysqlConfig [shared],
+    /// Asks docker whether the containers that should run do, and hears at once when one ends.
+    docker: DockerConfig [shared],
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

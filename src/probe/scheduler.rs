@@ -47,8 +47,17 @@ pub struct Scheduled {
     pub probe: Box<dyn Probe>,
 }
 
+/// Why a run was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Occasion {
+    /// Its slot, or somebody asked for it.
+    InTurn,
+    /// The service said that something changed ([`Probe::changed`]): what came of it is news.
+    Changed,
+}
+
 /// Takes every result, in the order in which the runs ended; it must not block.
-pub type Sink = Arc<dyn Fn(ProbeResult) + Send + Sync>;
+pub type Sink = Arc<dyn Fn(ProbeResult, Occasion) + Send + Sync>;
 
 struct Slot {
     scheduled: Scheduled,
@@ -97,8 +106,9 @@ impl Scheduler {
         tokio::time::sleep(Duration::from_nanos(hash % duration_nanos(FIRST_RUN_WITHIN.min(target.interval)))).await;
         let mut due = Instant::now();
         let mut not_before = due;
+        let mut occasion = Occasion::InTurn;
         loop {
-            self.ask(slot).await;
+            self.ask(slot, occasion).await;
             pulse.beat();
             let now = tasks::now();
             let wait = next_slot(hash, target.interval, now);
@@ -110,7 +120,9 @@ impl Scheduler {
                 tokio::time::sleep_until(not_before).await;
                 slot.scheduled.probe.changed().await;
             };
+            occasion = Occasion::InTurn;
             if tokio::time::timeout_at(due, changed).await.is_ok() {
+                occasion = Occasion::Changed;
                 due = Instant::now();
                 not_before = due + CHANGED_AT_MOST_EVERY;
             }
@@ -118,17 +130,17 @@ impl Scheduler {
     }
 
     /// Asks once, unless a run is under way: then waits for its end and asks again.
-    async fn ask(&self, slot: &Slot) -> Option<ProbeResult> {
+    async fn ask(&self, slot: &Slot, occasion: Occasion) -> Option<ProbeResult> {
         let _running = slot.running.lock().await;
         let result = run(&slot.scheduled, &self.metrics).await?;
-        (self.sink)(result.clone());
+        (self.sink)(result.clone(), occasion);
         Some(result)
     }
 
     /// Asks the named probes at once, all their targets in parallel; names that are not known are left out.
     pub async fn ask_now(&self, probes: &[String]) -> Vec<ProbeResult> {
         let named = self.slots.iter().filter(|slot| probes.iter().any(|name| **name == *slot.scheduled.target.probe));
-        join_all(named.map(|slot| self.ask(slot))).await.into_iter().flatten().collect()
+        join_all(named.map(|slot| self.ask(slot, Occasion::InTurn))).await.into_iter().flatten().collect()
     }
 
     /// Returns where the reports of the heartbeat of this name come in.
@@ -194,8 +206,10 @@ pub async fn run(scheduled: &Scheduled, metrics: &Metrics) -> Option<ProbeResult
     if recorded.dropped > 0 {
         metrics.series_dropped.get_or_create_owned(&by_probe).inc_by(recorded.dropped);
     }
-    // A run that knows better than its outcome says so itself: the service is up, and something in it is wrong.
-    let up = probe.up().filter(|up| !recorded.samples.iter().any(|sample| sample.family.name == up.name));
+    // A run that knows better than its outcome says so itself: the service is up, and something in it is wrong. One that
+    // could see nothing does not know.
+    let blind = matches!(recorded.sight, Sight::Blind { .. });
+    let up = probe.up().filter(|up| !blind && !recorded.samples.iter().any(|sample| sample.family.name == up.name));
     let mut sample = |family, labels: Vec<(&'static str, Box<str>)>, value| recorded.samples.push(Sample { family, labels, value });
     let well = f64::from(u8::from(outcome.is_ok()));
     sample(&SUCCESS, vec![], well);
@@ -278,7 +292,7 @@ mod tests {
         let results: Arc<StdMutex<Vec<ProbeResult>>> = Arc::default();
         let sink: Sink = {
             let results = results.clone();
-            Arc::new(move |result| results.lock().expect("no panic in here").push(result))
+            Arc::new(move |result, _| results.lock().expect("no panic in here").push(result))
         };
         let all = [("well", Manner::Works), ("hung", Manner::Hangs), ("mad", Manner::Panics)];
         let metrics = Arc::new(Metrics::new());
@@ -319,7 +333,7 @@ mod tests {
         let mut scheduled = scheduled("restless", Manner::Works, &runs);
         let target = Target { interval: Duration::from_secs(3600), ..(*scheduled.target).clone() };
         (scheduled.target, scheduled.probe) = (Arc::new(target), Box::new(Restless(runs.clone())));
-        Scheduler::new(vec![scheduled], Arc::new(|_| ()), Arc::new(Metrics::new())).start(&tasks);
+        Scheduler::new(vec![scheduled], Arc::new(|_, _| ()), Arc::new(Metrics::new())).start(&tasks);
         let begin = Instant::now();
         while runs.load(Ordering::SeqCst) < 2 {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -333,7 +347,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn no_two_runs_of_one_target_overlap_even_when_asked_at_once() {
         let runs = Arc::new(AtomicUsize::new(0));
-        let scheduler = Scheduler::new(vec![scheduled("hung", Manner::Hangs, &runs)], Arc::new(|_| ()), Arc::new(Metrics::new()));
+        let scheduler = Scheduler::new(vec![scheduled("hung", Manner::Hangs, &runs)], Arc::new(|_, _| ()), Arc::new(Metrics::new()));
         let (a, b) = (scheduler.clone(), scheduler.clone());
         let begin = Instant::now();
         let names = ["hung".to_owned()];

@@ -7,28 +7,13 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 use super::{Action, Done, Facts, Occasion, line};
-use crate::client::docker::{self, CALL, Docker, STOP_WITHIN, Selector, explain, is_name};
+use crate::client::docker::{self, CALL, Docker, DockerName, STOP_WITHIN, Selector, explain};
 use crate::model::decode::{self, Decode};
 use crate::model::yaml::Node;
 use crate::model::{Position, Problems};
 
 /// The label by which docker-autoheal (<https://github.com/willfarrell/docker-autoheal>) finds what it restarts.
 const AUTOHEAL: &str = "autoheal";
-
-/// A name of a container, a compose service or a compose project.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DockerName(pub String);
-
-impl Decode for DockerName {
-    const EXPECTED: &'static str = "a name of letters, digits, '_', '.' and '-' that begins with a letter or digit";
-    fn decode(node: &Node, problems: &mut Problems) -> Option<Self> {
-        let name = String::decode(node, &mut Problems::default()).filter(|text| is_name(text));
-        if name.is_none() {
-            decode::mismatch(node, Self::EXPECTED, problems);
-        }
-        name.map(Self)
-    }
-}
 
 /// What can be done to a container.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,6 +26,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("built-in/beat.yml", include_str!("../../alerts/beat.yml")),
     ("built-in/celery.yml", include_str!("../../alerts/celery.yml")),
     ("built-in/code.yml", include_str!("../../alerts/code.yml")),
+    ("built-in/docker.yml", include_str!("../../alerts/docker.yml")),
     ("built-in/certificate.yml", include_str!("../../alerts/certificate.yml")),
     ("built-in/command.yml", include_str!("../../alerts/command.yml")),
     ("built-in/file.yml", include_str!("../../alerts/file.yml")),

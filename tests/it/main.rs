@@ -26,6 +26,7 @@ mod probes_certificate;
 mod probes_code;
 mod probes_command;
 mod probes_data;
+mod probes_docker;
 mod probes_heartbeat;
 mod probes_markup;
 mod probes_mysql;

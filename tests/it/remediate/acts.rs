@@ -17,6 +17,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::time::Instant;
 
 use super::{occasion, read};
+use crate::support::docker::{Container, POLITE};
 use crate::support::hostile::{Manner, hostile};
 use crate::support::process::eventually;
 use crate::support::systemd::{self, Cuttable, stack};
@@ -189,51 +190,16 @@ async fn a_webhook_that_is_slow_huge_redirecting_or_gone_fails_in_time() {
 
 // ---- docker
 
-/// A container of the test, removed at its end.
-struct Box_ {
-    socket: PathBuf,
-    name: String,
-}
-
-impl Box_ {
-    fn start(socket: &Path, name: &str, options: &[&str], command: &[&str]) -> Self {
-        let name = format!("{name}-{}", std::process::id());
-        let this = Self { socket: socket.to_owned(), name };
-        this.cli(&["rm", "-f", &this.name]);
-        let options = [&["run", "-d", "--network", "none", "--name", &this.name], options, &["proctor-busybox"], command].concat();
-        assert!(this.cli(&options).0, "{options:?}");
-        this
-    }
-
-    fn cli(&self, arguments: &[&str]) -> (bool, String) {
-        let out = Cli::new("docker").arg("-H").arg(format!("unix://{}", self.socket.display())).args(arguments).output().unwrap();
-        (out.status.success(), String::from_utf8_lossy(&out.stdout).trim().to_owned())
-    }
-
-    fn started_at(&self) -> String {
-        self.cli(&["inspect", "-f", "{{.State.StartedAt}}", &self.name]).1
-    }
-}
-
-impl Drop for Box_ {
-    fn drop(&mut self) {
-        self.cli(&["rm", "-f", &self.name]);
-    }
-}
-
 fn docker_action(docker: &str, socket: &Path) -> Arc<dyn Action> {
     let config = read(&format!("docker: {docker}\nmatchers: ['alertname=\"X\"']\n")).expect("is right");
     config.plan("a", &Tools::of_this_host(Some(socket.to_owned()))).unwrap().action
 }
 
-/// `sleep` as PID 1 has no way to end at SIGTERM, so a restart would take docker's whole 10 s.
-const POLITE: &[&str] = &["/bin/sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.1; done"];
-
 #[tokio::test]
 async fn a_container_is_restarted_by_name_and_what_is_known_of_it_is_kept() {
     let Some(socket) = stack("docker.sock") else { return };
     let secret = ["-e", "PASSWORD=s3cret", "--health-cmd", "echo not today; exit 1", "--health-interval", "1s", "--health-retries", "1"];
-    let container = Box_::start(&socket, "proctor-it-name", &secret, POLITE);
+    let container = Container::start(&socket, "proctor-it-name", &secret, POLITE);
     let action = docker_action(&format!("{{container: {}}}", container.name), &socket);
     let facts = eventually("it is unhealthy", Duration::from_secs(20), async || {
         let facts = action.facts().await;
@@ -255,7 +221,7 @@ async fn a_container_is_restarted_by_name_and_what_is_known_of_it_is_kept() {
 async fn a_stopped_container_is_started_and_a_crash_is_told_from_a_stop() {
     let Some(socket) = stack("docker.sock") else { return };
     let container =
-        Box_::start(&socket, "proctor-it-crash", &[], &["/bin/sh", "-c", "[ -e /tmp/x ] && exec sleep 600; touch /tmp/x; exit 7"]);
+        Container::start(&socket, "proctor-it-crash", &[], &["/bin/sh", "-c", "[ -e /tmp/x ] && exec sleep 600; touch /tmp/x; exit 7"]);
     let action = docker_action(&format!("{{container: {}}}", container.name), &socket);
     let facts = eventually("it has crashed", Duration::from_secs(20), async || {
         let facts = action.facts().await;
@@ -274,16 +240,17 @@ async fn a_compose_service_is_found_by_its_label_and_all_of_it_is_restarted() {
     let service = format!("cache{}", std::process::id());
     let label = format!("com.docker.compose.service={service}");
     let of = |project: &str| format!("com.docker.compose.project={project}");
-    let one = Box_::start(&socket, "proctor-it-one", &["-l", &label, "-l", &of("p1")], POLITE);
-    let two = Box_::start(&socket, "proctor-it-two", &["-l", &label, "-l", &of("p1")], POLITE);
-    let once = Box_::start(&socket, "proctor-it-once", &["-l", &label, "-l", &of("p1"), "-l", "com.docker.compose.oneoff=True"], POLITE);
-    let before = [&one, &two, &once].map(Box_::started_at);
+    let one = Container::start(&socket, "proctor-it-one", &["-l", &label, "-l", &of("p1")], POLITE);
+    let two = Container::start(&socket, "proctor-it-two", &["-l", &label, "-l", &of("p1")], POLITE);
+    let once =
+        Container::start(&socket, "proctor-it-once", &["-l", &label, "-l", &of("p1"), "-l", "com.docker.compose.oneoff=True"], POLITE);
+    let before = [&one, &two, &once].map(Container::started_at);
     let action = docker_action(&format!("{{service: {service}}}"), &socket);
     let text = action.act(&occasion()).await.result.expect("both restart");
     assert!(text.contains(&one.name) && text.contains(&two.name), "{text}");
-    let after = [&one, &two, &once].map(Box_::started_at);
+    let after = [&one, &two, &once].map(Container::started_at);
     assert!(before[0] != after[0] && before[1] != after[1] && before[2] == after[2], "what `compose run` started is left alone");
-    let _three = Box_::start(&socket, "proctor-it-three", &["-l", &label, "-l", &of("p2")], POLITE);
+    let _three = Container::start(&socket, "proctor-it-three", &["-l", &label, "-l", &of("p2")], POLITE);
     let error = action.act(&occasion()).await.result.unwrap_err();
     assert!(error.contains("in the projects p1, p2: say which by project"), "{error}");
     docker_action(&format!("{{service: {service}, project: p2}}"), &socket).act(&occasion()).await.result.expect("one project is clear");
@@ -296,7 +263,7 @@ async fn a_compose_service_is_found_by_its_label_and_all_of_it_is_restarted() {
 #[tokio::test]
 async fn a_container_that_autoheal_looks_after_is_left_to_it() {
     let Some(socket) = stack("docker.sock") else { return };
-    let container = Box_::start(&socket, "proctor-it-heal", &["-l", "autoheal=true"], POLITE);
+    let container = Container::start(&socket, "proctor-it-heal", &["-l", "autoheal=true"], POLITE);
     let facts = docker_action(&format!("{{container: {}}}", container.name), &socket).facts().await;
     assert!(facts.hands_off.expect("it is not ours").contains("docker-autoheal restarts it"));
 }
@@ -304,8 +271,8 @@ async fn a_container_that_autoheal_looks_after_is_left_to_it() {
 #[tokio::test]
 async fn the_starts_of_other_containers_are_seen() {
     let Some(socket) = stack("docker.sock") else { return };
-    let mine = Box_::start(&socket, "proctor-it-mine", &[], POLITE);
-    let others: Vec<_> = (0..3).map(|i| Box_::start(&socket, &format!("proctor-it-other{i}"), &[], POLITE)).collect();
+    let mine = Container::start(&socket, "proctor-it-mine", &[], POLITE);
+    let others: Vec<_> = (0..3).map(|i| Container::start(&socket, &format!("proctor-it-other{i}"), &[], POLITE)).collect();
     let facts = docker_action(&format!("{{container: {}}}", mine.name), &socket).facts().await;
     let recent = facts.starts.iter().filter(|at| tasks::now().since(**at) < Duration::from_secs(30)).count();
     assert!(recent >= others.len(), "{facts:?}");

@@ -1,6 +1,7 @@
 //! Starters for real services: each test that breaks a service starts its own instance, in a folder of its own.
 
 pub(crate) mod database;
+pub(crate) mod docker;
 pub(crate) mod elasticsearch;
 pub(crate) mod gunicorn;
 pub(crate) mod hostile;

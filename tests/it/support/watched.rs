@@ -43,6 +43,12 @@ impl Watched {
             .unwrap_or_else(|| panic!("there is no probe {probe}"))
     }
 
+    /// Waits until the service of a probe has said that something changed.
+    pub(crate) async fn told(&self, probe: &str, what: &str) {
+        let told = tokio::time::timeout(Duration::from_secs(30), self.target(probe).probe.changed()).await;
+        assert!(told.is_ok(), "{probe} is told: {what}");
+    }
+
     /// Runs one probe.
     pub(crate) async fn run(&self, probe: &str) -> ProbeResult {
         let scheduled = self.target(probe);
