@@ -359,6 +359,36 @@ async fn an_engine_is_asked_in_words_that_name_what_is_wrong() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_death_that_nobody_asked_for_is_in_metrics_and_its_alert_fires_within_a_second_or_so() {
+    let Some(socket) = stack("docker.sock") else { return };
+    let container = Container::start(&socket, "proctor-it-served", &[], POLITE);
+    let name = container.name.clone();
+    let at = format!("{{engine: \"unix:{}\", containers: [{name}]}}", socket.display());
+    // Asked once an hour and judged once an hour: what is seen sooner was told.
+    let proctor = Proctor::configured(1, &format!("probes:\n  docker: {{docker: {at}, interval: 1h, timeout: 5s}}\n"));
+    let rules = "groups:\n- name: slow\n  interval: 1h\n  rules:\n  - {alert: Died, expr: docker_service_replicas_dead > 0}\n";
+    std::fs::write(proctor.folder.path().join("rules.yml"), rules).unwrap();
+    let proctor = proctor.started();
+    proctor.shows("docker_events_connected{probe=\"docker\"} 1", Duration::from_secs(30)).await;
+    let line = |state: &str| format!("docker_container_state{{probe=\"docker\",target=\"{name}\",name=\"{name}\",state=\"{state}\"");
+    let firing = || String::from_utf8_lossy(&proctor.run(&["alert", "list"]).stdout).contains("Died");
+    proctor.shows(&line("running"), Duration::from_secs(30)).await;
+    let (mut shown, mut fired) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        container.dies();
+        proctor.shows(&line("exited"), Duration::from_secs(30)).await;
+        let finished: jiff::Timestamp = container.inspect("{{.State.FinishedAt}}").parse().unwrap();
+        shown.push(jiff::Timestamp::now().duration_since(finished));
+        eventually("its alert fires", Duration::from_secs(30), || async { firing().then_some(()) }).await;
+        fired.push(jiff::Timestamp::now().duration_since(finished));
+        assert!(container.cli(&["start", &name]).0);
+        proctor.shows(&line("running"), Duration::from_secs(30)).await;
+        eventually("it is over", Duration::from_secs(30), || async { (!firing()).then_some(()) }).await;
+    }
+    eprintln!("after the death: in /metrics {shown:?}, firing {fired:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_compose_service_that_died_is_restarted_and_this_probe_says_that_it_helped() {
     let Some(socket) = stack("docker.sock") else { return };
     let labels = labels("mended");
