@@ -19,9 +19,15 @@ pub fn state_path(config: &Config) -> Option<PathBuf> {
     config.state.path.clone().or_else(|| folder().map(|folder| folder.join("state.db")))
 }
 
-/// Returns where the control socket lies: as configured, else in `$RUNTIME_DIRECTORY`, else beside the state.
+/// Where the package has the control socket (deploy/proctor.tmpfiles).
+const RUNTIME: &str = "/run/proctor";
+
+/// Returns where the control socket lies: as configured, else in `$RUNTIME_DIRECTORY`, else where the package has it,
+/// else beside the state.
 pub fn control_socket(config: &Config) -> PathBuf {
-    let runtime = || std::env::var_os("RUNTIME_DIRECTORY").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let named = || std::env::var_os("RUNTIME_DIRECTORY").filter(|value| !value.is_empty()).map(PathBuf::from);
+    let installed = || Some(PathBuf::from(RUNTIME)).filter(|folder| folder.is_dir());
+    let runtime = || named().or_else(installed);
     let beside = || state_path(config).and_then(|path| path.parent().map(PathBuf::from));
     let folder = || runtime().or_else(beside).unwrap_or_else(std::env::temp_dir);
     config.control.socket.clone().unwrap_or_else(|| folder().join("control.sock"))

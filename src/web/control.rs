@@ -4,7 +4,7 @@
 //! `proctor-operators` where there is one; who asked (the peer's uid) goes into the log of what was done.
 
 use std::io;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -138,7 +138,10 @@ pub async fn start(path: &Path, carry: Carry, metrics: Arc<Metrics>, tasks: &Tas
     }
     let listener = tokio::net::UnixListener::bind(path)?;
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
-    if let Some(gid) = group_id(OPERATORS)
+    // In a folder with setgid it has the folder's group already, and a hardened unit may change none.
+    let given = path.parent().and_then(|folder| std::fs::metadata(folder).ok()).is_some_and(|folder| folder.mode() & 0o2000 != 0);
+    if !given
+        && let Some(gid) = group_id(OPERATORS)
         && let Err(error) = std::os::unix::fs::chown(path, None, Some(gid))
     {
         tracing::info!(%error, group = OPERATORS, "the control socket is for its owner alone: Proctor is not a member of the group");

@@ -1,4 +1,6 @@
-//! `proctor render polkit`: writes what the host must allow, from the configuration.
+//! `proctor render`: writes what the host must have and allow, from the configuration.
+
+mod systemd;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -18,6 +20,16 @@ pub(super) enum Render {
         #[arg(long, default_value = "proctor", value_parser = user)]
         user: String,
     },
+    /// Prints the unit that runs Proctor as a user of its own and lets it do what the configuration needs, and nothing else
+    #[command(after_help = "Example: proctor render systemd > /etc/systemd/system/proctor.service && systemctl daemon-reload")]
+    Systemd {
+        /// The user and group that Proctor runs as
+        #[arg(long, default_value = "proctor", value_parser = user)]
+        user: String,
+        /// Where Proctor is installed
+        #[arg(long, default_value = "/usr/bin/proctor")]
+        program: String,
+    },
 }
 
 fn user(text: &str) -> Result<String, String> {
@@ -28,13 +40,20 @@ fn user(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-pub(super) fn run(source: &Source, Render::Polkit { user }: &Render) -> Result<Exit, Box<dyn Error + Send + Sync>> {
+pub(super) fn run(source: &Source, command: &Render) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let config = app::load(source)?.config;
-    let allowed = allowed(&config);
-    if allowed.is_empty() {
-        return Err("no action of the configuration acts on a unit of systemd (actions: NAME: {systemd: …}): no rule is needed".into());
+    match command {
+        Render::Polkit { user } => {
+            let allowed = allowed(&config);
+            if allowed.is_empty() {
+                return Err(
+                    "no action of the configuration acts on a unit of systemd (actions: NAME: {systemd: …}): no rule is needed".into()
+                );
+            }
+            say(&polkit(user, &allowed)?)?;
+        }
+        Render::Systemd { user, program } => say(&systemd::render(source, &config, user, program)?)?,
     }
-    say(&polkit(user, &allowed)?)?;
     Ok(Exit::Well)
 }
 
