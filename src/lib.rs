@@ -67,7 +67,7 @@
 //! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
 //! | `docs/performance.md` | what Proctor costs in time and memory |
 //! | `benches` | what measures that: beside other programs, and piece by piece |
-//! | `deploy` | the commented example configuration |
+//! | `deploy` | the commented example configuration; the unit, user and folders of an installation |
 //! | `docs/life.md` | for people who run it: start, stop, reload, watchdog, heartbeat, exit codes |
 //! | `tests/it` | one integration binary against real services |
 //! | `tests/stack` | installs and starts the real services |

@@ -4,7 +4,7 @@
 //! `proctor-operators` where there is one; who asked (the peer's uid) goes into the log of what was done.
 
 use std::io;
-use std::os::unix::fs::{MetadataExt, FileTypeExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,7 +32,7 @@ const COMMAND_WITHIN: Duration = Duration::from_secs(60);
 crate::config_struct! {
     /// The socket for what changes something.
     pub struct ControlConfig {
-        /// Its path; the default is `control.sock` in `$RUNTIME_DIRECTORY`, else beside the state.
+        /// Its path; the default is `control.sock` in `$RUNTIME_DIRECTORY`, else in `/run/proctor` where that exists, else beside the state.
         socket: Option<PathBuf>,
     }
 }

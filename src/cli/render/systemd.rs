@@ -165,7 +165,6 @@ impl Needs {
             "# Written by `proctor render systemd`{}. What is open is so because of what the comment above it names.
 [Unit]
 Description=Proctor asks every service of the site whether it really works
-Documentation=man:proctor(1)
 After=network.target dbus.service
 # However often it must be started again: nobody else would say that it is gone.
 StartLimitIntervalSec=0
@@ -284,7 +283,9 @@ mod tests {
     fn rendered(text: &str) -> String {
         let config = Config::from_text("f".as_ref(), text).unwrap_or_else(|problems| panic!("{text}: {problems:?}"));
         let node = yaml::parse(text, &mut Problems::default());
-        Needs::of(&config, node.as_ref()).unit(&config, Some(Path::new("/etc/proctor/proctor.yml")), "proctor", "/usr/bin/proctor").expect("is text")
+        Needs::of(&config, node.as_ref())
+            .unit(&config, Some(Path::new("/etc/proctor/proctor.yml")), "proctor", "/usr/bin/proctor")
+            .expect("is text")
     }
 
     #[test]

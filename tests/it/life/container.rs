@@ -168,3 +168,93 @@ async fn the_real_systemd_starts_a_frozen_proctor_anew_and_sees_reload_and_stop(
         ("inactive", "success", "0")
     );
 }
+
+/// A site whose one unit may be restarted: Proctor's configuration and rules as they lie in `/etc/proctor`.
+const INSTALLED: &str = "
+control: {socket: /run/proctor/control.sock}
+state: {path: /var/lib/proctor/state.db}
+defaults: {interval: 1s, timeout: 1s}
+startup: {first_look: 0s, after_boot: 0s}
+rules: {files: [/etc/proctor/rules.yml], interval: 1s}
+probes:
+  units: {timeout: 1s, systemd: {units: [site.service], failed: false}}
+actions:
+  site: {systemd: {unit: site.service, verb: restart}, matchers: ['alertname=\"Down\"'], mode: act, firing_for: 0s, limit: {cooldown: 1s}}
+";
+const DOWN: &str = "groups: [{name: site, rules: [{alert: Down, expr: 'systemd_unit_up == 0', annotations: {summary: down}}]}]\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_rendered_unit_runs_as_its_own_user_and_restarts_the_unit_that_it_may_and_no_other() {
+    let house = House::new("");
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    for file in ["proctor.sysusers", "proctor.tmpfiles", "proctor.example.yml"] {
+        house.write(file, &std::fs::read_to_string(deploy.join(file)).expect("it is there"));
+    }
+    house.write("installed.yml", INSTALLED);
+    house.write("installed-rules.yml", DOWN);
+    let Some(host) = Host::boot(&house, "") else { return };
+    host.state(&["starting"]).await;
+    host.is_up().await;
+    let script = "set -e; cd /house; p=/usr/local/bin/proctor; units=/etc/systemd/system
+        systemd-sysusers $PWD/proctor.sysusers; systemd-tmpfiles --create $PWD/proctor.tmpfiles
+        install -m 640 -g proctor installed.yml /etc/proctor/proctor.yml; install -m 640 -g proctor installed-rules.yml /etc/proctor/rules.yml
+        mkdir /etc/proctor/alerts; cp installed-rules.yml /etc/proctor/alerts/
+        printf '[Service]\\nExecStart=/bin/sleep infinity\\n' | tee $units/site.service >$units/other.service
+        $p render polkit >/etc/polkit-1/rules.d/50-proctor.rules
+        $p render systemd --program $p >$units/proctor.service
+        $p --config /house/proctor.example.yml render systemd --program $p >/tmp/example.service
+        systemd-analyze verify $units/proctor.service
+        # In a container in which systemd is no real PID 1 this ends as 217/USER (systemd#29656).
+        mkdir $units/proctor.service.d; printf '[Service]\\nPrivateUsers=no\\n' >$units/proctor.service.d/container.conf
+        systemctl daemon-reload; systemctl start site other proctor";
+    let said = host.run(&["sh", "-c", script]);
+    let journal = || host.run(&["journalctl", "--no-pager", "-u", "proctor"]);
+    assert_eq!(host.show("ActiveState"), "active", "{said}\n{}", journal());
+    assert_eq!(host.run(&["stat", "-c", "%U", &format!("/proc/{}", host.show("MainPID"))]), "proctor");
+    assert_eq!(host.run(&["stat", "-c", "%a %U %G", "/run/proctor/control.sock"]), "660 proctor proctor-operators", "{}", journal());
+    let exposure = host.run(&["systemd-analyze", "security", "--no-pager", "--offline=true", "/tmp/example.service"]);
+    let level = exposure.lines().rev().find_map(|line| line.split(": ").nth(1)?.split(' ').next()?.parse::<f64>().ok()).expect("a level");
+    assert!(level <= 1.3, "{exposure}");
+
+    // What it may restart, it restarts when it ends.
+    let site = |property: &str| host.run(&["systemctl", "show", "-P", property, "site.service"]);
+    let before = site("InvocationID");
+    host.run(&["systemctl", "kill", "-s", "KILL", "site.service"]);
+    let again = || async { (site("ActiveState") == "active" && site("InvocationID") != before).then_some(()) };
+    eventually(&format!("it is restarted: {}", journal()), MINUTE, again).await;
+    // Anything else it may not.
+    let restart = |unit: &str, verb: &str| {
+        let manager = ["org.freedesktop.systemd1", "/org/freedesktop/systemd1", "org.freedesktop.systemd1.Manager"];
+        host.run(
+            &[
+                &["setpriv", "--reuid=proctor", "--regid=proctor", "--clear-groups", "busctl", "call"],
+                &manager[..],
+                &[verb, "ss", unit, "replace"],
+            ]
+            .concat(),
+        )
+    };
+    for (unit, verb) in [("other.service", "RestartUnit"), ("site.service", "StopUnit"), ("dbus.service", "RestartUnit")] {
+        let said = restart(unit, verb);
+        assert!(said.contains("denied") || said.contains("authentication required"), "{unit} {verb}: {said}");
+    }
+    assert!(restart("site.service", "RestartUnit").contains("/job/"));
+    // A reload goes through the control socket, and one that is refused says so.
+    assert_eq!(host.run(&["systemctl", "reload", "proctor.service"]), "", "{}", journal());
+    host.run(&["sh", "-c", "echo 'nonsense: 1' >>/etc/proctor/proctor.yml"]);
+    assert!(host.run(&["systemctl", "reload", "proctor.service"]).contains("failed"), "{}", journal());
+    assert_eq!(host.show("ActiveState"), "active");
+}
+
+#[test]
+fn the_unit_of_the_package_is_that_of_no_configuration() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_proctor")).args(["render", "systemd"]).current_dir(folder.path()).output().expect("it runs");
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/proctor.service");
+    let kept = std::fs::read_to_string(&path).expect("it is there");
+    // A host with a configuration of its own renders that.
+    if !Path::new("/etc/proctor/proctor.yml").exists() {
+        assert_eq!(String::from_utf8_lossy(&output.stdout), kept, "target/debug/proctor render systemd > deploy/proctor.service");
+    }
+}
