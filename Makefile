@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PROCTOR_STACK ?= /tmp/proctor-stack
 
-.PHONY: run test bench test-slow lint promtool3-verdicts
+.PHONY: run test bench test-slow deb lint promtool3-verdicts
 
 ## Builds Proctor and starts it with nothing configured: it looks at the host and watches what it finds.
 run:
@@ -22,12 +22,21 @@ bench:
 	$(CARGO) build --release --locked
 	benches/peers.py $(PARTS)
 
+## Makes the Debian package, target/debian/proctor_VERSION_ARCHITECTURE.deb; cargo-deb is built once, in target/tools.
+deb:
+	test -x target/tools/bin/cargo-deb || $(CARGO) install -q --locked cargo-deb --root target/tools
+	$(CARGO) build --release --locked
+	rm -f target/debian/*.deb
+	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) deb --no-build
+
 CASES ?= 20000
 ## What is too slow for every change: hostile input in many cases (CASES), and a soak (SOAK_MINUTES, default 5).
 test-slow:
 	tests/stack/stack install
 	PROPTEST_CASES=$(CASES) REQUIRE_SERVICES=1 $(CARGO) test --locked --lib
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --test it -- hostile_text promql::no_ mail::whatever_the_texts
+	$(MAKE) deb
+	@set -e; trap 'tests/stack/stack stop' EXIT; tests/stack/stack start; \
 	REQUIRE_SERVICES=1 $(CARGO) test --locked --test it -- --ignored --nocapture
 
 lint:

@@ -258,3 +258,56 @@ fn the_unit_of_the_package_is_that_of_no_configuration() {
         assert_eq!(String::from_utf8_lossy(&output.stdout), kept, "target/debug/proctor render systemd > deploy/proctor.service");
     }
 }
+
+/// The package of `make deb`.
+fn package() -> Option<std::path::PathBuf> {
+    let made = glob::glob(concat!(env!("CARGO_MANIFEST_DIR"), "/target/debian/*.deb")).expect("a pattern").flatten().next();
+    let found = std::env::var_os("PROCTOR_DEB").map(Into::into).or(made);
+    if found.is_none() {
+        assert!(std::env::var_os("REQUIRE_SERVICES").is_none(), "there is no package: run make deb");
+        eprintln!("skipped: there is no package: run make deb");
+    }
+    found
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[ignore = "needs the package that `make deb` makes: make test-slow"]
+async fn the_package_installs_runs_upgrades_and_is_purged_without_a_trace() {
+    let Some(package) = package() else { return };
+    let house = House::new("");
+    std::fs::copy(package, house.path("proctor.deb")).expect("it can be copied");
+    let Some(host) = Host::boot(&house, "") else { return };
+    host.state(&["starting"]).await;
+    host.is_up().await;
+    // As in the test of the rendered unit: systemd#29656. The unit of the package is not yet there.
+    let drop_in = "rm -f /etc/systemd/system/proctor.service; mkdir -p /etc/systemd/system/proctor.service.d; \
+        printf '[Service]\\nPrivateUsers=no\\n' >/etc/systemd/system/proctor.service.d/container.conf";
+    host.run(&["sh", "-c", drop_in]);
+    let install = || host.run(&["dpkg", "-i", "/house/proctor.deb"]);
+    let said = install();
+    let journal = || host.run(&["journalctl", "--no-pager", "-u", "proctor"]);
+    assert_eq!(host.show("ActiveState"), "active", "{said}\n{}", journal());
+    assert_eq!(host.run(&["systemctl", "is-enabled", "proctor.service"]), "enabled");
+    assert_eq!(host.run(&["stat", "-c", "%U", &format!("/proc/{}", host.show("MainPID"))]), "proctor");
+    assert!(journal().contains("watching"), "without a configuration it looks around: {}", journal());
+    assert_eq!(host.run(&["stat", "-c", "%a %U", "/var/lib/proctor", "/var/lib/proctor/state.db"]), "700 proctor\n600 proctor");
+
+    let pid = host.show("MainPID");
+    host.run(&["sh", "-c", "printf 'site: {name: coursys}\\n' >/etc/proctor/proctor.yml; chown root:proctor /etc/proctor/proctor.yml"]);
+    let said = install();
+    assert_eq!(host.show("ActiveState"), "active", "{said}\n{}", journal());
+    assert_ne!(host.show("MainPID"), pid, "an upgrade starts it anew");
+    assert_eq!(host.run(&["cat", "/etc/proctor/proctor.yml"]), "site: {name: coursys}");
+
+    let said = host.run(&["dpkg", "-r", "proctor"]);
+    assert_eq!(
+        host.run(&["sh", "-c", "systemctl is-active proctor; ls /etc/proctor /var/lib/proctor"]).lines().next(),
+        Some("inactive"),
+        "{said}"
+    );
+    assert!(host.run(&["ls", "/var/lib/proctor"]).contains("state.db"), "a removal keeps the state");
+    let said = host.run(&["dpkg", "-P", "proctor"]);
+    let left = "ls -d /etc/proctor /var/lib/proctor /run/proctor /usr/bin/proctor /usr/lib/systemd/system/proctor.service \
+        /etc/systemd/system/multi-user.target.wants/proctor.service 2>/dev/null; dpkg -l proctor 2>/dev/null | grep ^.i";
+    assert_eq!(host.run(&["sh", "-c", left]), "", "{said}");
+}
