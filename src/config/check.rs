@@ -23,10 +23,16 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
     {
         problems.push(heartbeat.at, why);
     }
-    let brokers = config.probes.0.iter().filter(|(_, probe)| probe.rabbitmq.is_some());
-    let brokers: Vec<&str> = brokers.map(|(name, _)| name.as_str()).collect();
+    let those = |fits: fn(&ProbeConfig) -> bool| {
+        config.probes.0.iter().filter(move |(_, probe)| fits(probe)).map(|(name, _)| name.as_str()).collect::<Vec<&str>>()
+    };
+    let names = Names {
+        all: names,
+        brokers: those(|probe| probe.rabbitmq.is_some()),
+        databases: those(|probe| probe.postgres.is_some() || probe.mysql.is_some()),
+    };
     for (name, probe) in &config.probes.0 {
-        check_probe(name, probe, Some(&config.defaults), &names, &brokers, problems);
+        check_probe(name, probe, Some(&config.defaults), &names, problems);
     }
     let edges = config.probes.0.iter().map(|(name, probe)| (name.value.clone(), probe.needs().map(str::to_owned).collect()));
     for error in Depends::new(edges).err().into_iter().flatten() {
@@ -42,21 +48,24 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
         }
     }
     for (name, action) in &config.actions.0 {
-        check_action(name, action, &names, problems);
+        check_action(name, action, &names.all, problems);
     }
     if let Some(notify) = &config.notify {
         notify.check(notify.at, !notify.webhooks.0.is_empty(), problems);
     }
 }
 
-fn check_probe(
-    name: &Spanned<String>,
-    probe: &ProbeConfig,
-    defaults: Option<&Defaults>,
-    names: &[&str],
-    brokers: &[&str],
-    problems: &mut Problems,
-) {
+/// What a probe may name.
+struct Names<'a> {
+    /// Every probe.
+    all: Vec<&'a str>,
+    /// Those that others may ask RabbitMQ over.
+    brokers: Vec<&'a str>,
+    /// Those that others may ask a database over.
+    databases: Vec<&'a str>,
+}
+
+fn check_probe(name: &Spanned<String>, probe: &ProbeConfig, defaults: Option<&Defaults>, names: &Names<'_>, problems: &mut Problems) {
     check_name("a probe", name, problems);
     match probe.kinds().as_slice() {
         [_] => {}
@@ -67,8 +76,9 @@ fn check_probe(
         several => problems
             .push(name.at, format!("probe {:?}: expected one kind of probe, found {}: {}", name.value, several.len(), several.join(", "))),
     }
-    check_references("probe", &probe.depends_on, names, problems);
-    check_references("rabbitmq probe", probe.via().map_or(&[], std::slice::from_ref), brokers, problems);
+    check_references("probe", &probe.depends_on, &names.all, problems);
+    check_references("rabbitmq probe", probe.via().map_or(&[], std::slice::from_ref), &names.brokers, problems);
+    check_references("postgres or mysql probe", probe.database().map_or(&[], std::slice::from_ref), &names.databases, problems);
     // Of defaults with a mistake nobody knows what was meant.
     let (Some(interval), Some(timeout)) =
         (probe.interval.or(defaults.map(|defaults| defaults.interval)), probe.timeout.or(defaults.map(|defaults| defaults.timeout)))
@@ -114,31 +124,36 @@ fn check_references(what: &str, references: &[Spanned<String>], defined: &[&str]
 pub(super) fn cross_undecoded(node: &Node, problems: &mut Problems) {
     let defaults: Option<Defaults> = entry(node, "defaults").map_or_else(|| from_text("", "{}").ok(), decoded);
     let probes = entry(node, "probes").map_or(&[] as &[_], entries);
-    let defined: Vec<&str> = probes.iter().map(|(key, _)| key.text.as_str()).collect();
-    let brokers = probes.iter().filter(|(_, probe)| entry(probe, "rabbitmq").is_some());
-    let brokers: Vec<&str> = brokers.map(|(key, _)| key.text.as_str()).collect();
+    let those = |kinds: &[&str]| {
+        let fits = |probe: &Node| kinds.iter().any(|kind| entry(probe, kind).is_some());
+        probes.iter().filter(|(_, probe)| kinds.is_empty() || fits(probe)).map(|(key, _)| key.text.as_str()).collect::<Vec<&str>>()
+    };
+    let names = Names { all: those(&[]), brokers: those(&["rabbitmq"]), databases: those(&["postgres", "mysql"]) };
     for (key, node) in probes {
         let name = Spanned { value: key.text.clone(), at: key.at };
         if let Some(probe) = decoded::<ProbeConfig>(node) {
-            check_probe(&name, &probe, defaults.as_ref(), &defined, &brokers, problems);
+            check_probe(&name, &probe, defaults.as_ref(), &names, problems);
             continue;
         }
         check_name("a probe", &name, problems);
-        check_references("probe", &texts(entry(node, "depends_on")), &defined, problems);
+        check_references("probe", &texts(entry(node, "depends_on")), &names.all, problems);
         for kind in crate::probe::KINDS {
             let via = entry(node, kind).and_then(|kind| entry(kind, "via")).and_then(text);
-            check_references("rabbitmq probe", via.as_slice(), &brokers, problems);
+            check_references("rabbitmq probe", via.as_slice(), &names.brokers, problems);
         }
+        // The key of the same name at a database's own probe is another thing.
+        let database = entry(node, "beat").and_then(|beat| entry(beat, "database")).and_then(text);
+        check_references("postgres or mysql probe", database.as_slice(), &names.databases, problems);
     }
     for (key, node) in entry(node, "actions").map_or(&[] as &[_], entries) {
         let name = Spanned { value: key.text.clone(), at: key.at };
         if let Some(action) = decoded::<ActionConfig>(node) {
-            check_action(&name, &action, &defined, problems);
+            check_action(&name, &action, &names.all, problems);
             continue;
         }
         check_name("an action", &name, problems);
         let probes = entry(node, "verify").and_then(|verify| entry(verify, "probes"));
-        check_references("probe", &texts(probes), &defined, problems);
+        check_references("probe", &texts(probes), &names.all, problems);
     }
     if let Some((node, notify)) = entry(node, "notify").and_then(|node| Some((node, decoded::<NotifyConfig>(node)?))) {
         notify.check(node.at, !notify.webhooks.0.is_empty(), problems);

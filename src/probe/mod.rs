@@ -359,10 +359,17 @@ macro_rules! kinds {
                 markup.or_else(beat).or_else(|| self.celery.as_ref().map(|config| &config.via))
             }
 
-            /// Returns the probes that this one needs to work: what `depends_on` says, and [`ProbeConfig::via`].
+            /// Returns the `postgres` or `mysql` probe over whose connection this one asks.
+            pub fn database(&self) -> Option<&Spanned<String>> {
+                self.beat.as_ref().and_then(|config| config.database.as_ref())
+            }
+
+            /// Returns the probes that this one needs to work: what `depends_on` says, [`ProbeConfig::via`] and
+            /// [`ProbeConfig::database`].
             pub fn needs(&self) -> impl Iterator<Item = &str> {
-                let via = self.via().filter(|via| self.depends_on.iter().all(|on| on.value != via.value));
-                self.depends_on.iter().chain(via).map(|on| on.as_str())
+                let over = self.via().into_iter().chain(self.database());
+                let over = over.filter(|over| self.depends_on.iter().all(|on| on.value != over.value));
+                self.depends_on.iter().chain(over).map(|on| on.as_str())
             }
 
             /// Gives what other entries may ask over, under the name of this one; connects to nothing.

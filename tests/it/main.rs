@@ -22,6 +22,7 @@ mod probes_beat;
 mod probes_broker;
 mod probes_celery;
 mod probes_celery_events;
+mod probes_beat_database;
 mod probes_certificate;
 mod probes_code;
 mod probes_command;

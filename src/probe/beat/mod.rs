@@ -4,12 +4,14 @@
 //! things show that it moves. Its schedule's file is written anew at most every `beat_sync_every` tasks or 180 s, at the
 //! latest after its longest sleep of 300 s (celery/beat.py), and a task that it sends is counted by the worker that
 //! accepts it (`count`). A file that is old is a beat that hangs; a file that is fresh beside a count that stands still
-//! is a beat that sends what nobody runs.
+//! is a beat that sends what nobody runs. django-celery-beat keeps its schedule in the site's database instead of a file,
+//! where it can be asked for (`database`).
 //!
 //! A cron job that restarts beat every hour changes neither: the file is written at the end and at the start, and last
 //! runs are kept in it.
 
 mod count;
+mod database;
 mod file;
 
 use std::path::PathBuf;
@@ -21,6 +23,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
 
 use self::count::{Count, Ran};
+use self::database::{Limits, Table};
 use self::file::Schedule;
 use super::{Planned, Probe, Recorder, Shared, failure_of_broker};
 use crate::model::decode::Spanned;
@@ -43,14 +46,19 @@ const MAX_FILES: usize = 20;
 
 crate::config_struct! {
     /// Asks whether celerybeat sends: by the age of its schedule's file, and by a periodic task that a worker accepted.
-    /// At least one of `files` and `task`; with both, a beat that hangs and a task that nobody runs are told apart.
+    /// At least one of `files`, `database` and `task`; with one of the first two and the last, a beat that hangs and a task
+    /// that nobody runs are told apart.
     pub struct BeatConfig {
         /// Where beat keeps its schedule, as in `celery beat --schedule`: without the endings that the storage adds. Of
         /// several the newest counts.
         files: Vec<PathBuf> = "[]",
-        /// The greatest age of the file that is right: at least 305 s, unless beat is told to write more often.
+        /// The `postgres` or `mysql` probe of the site's database, where django-celery-beat keeps its schedule; this probe
+        /// then depends on it.
+        database: Option<Spanned<String>>,
+        /// The greatest age of the file that is right: at least 305 s, unless beat is told to write more often. With
+        /// `database`, how long after its interval an entry may be written as sent.
         max_age: Duration = "11m",
-        /// A periodic task by its name, such as `coredata.tasks.beat_test`; needs `via`.
+        /// A periodic task by its name, such as `coredata.tasks.beat_test`; needs `via` or `database`.
         task: Option<String>,
         /// The longest time between two runs of it that is right: two or three of its periods.
         within: Duration = "15m",
@@ -62,24 +70,32 @@ crate::config_struct! {
 /// Builds the one target.
 ///
 /// # Errors
-/// Neither `files` nor `task`, one of `task` and `via` without the other, more than 20 files.
+/// None of `files`, `database` and `task`, both of the first two, `via` without `task`, more than 20 files.
 pub fn plan(config: &BeatConfig, _: &str, shared: &Shared) -> Result<Vec<Planned>, String> {
     if config.files.len() > MAX_FILES {
         return Err(format!("files: expected at most {MAX_FILES}, found {}", config.files.len()));
     }
+    if config.database.is_some() && !config.files.is_empty() {
+        return Err("expected either files or database, where beat keeps its schedule; found both".to_owned());
+    }
+    let table = config.database.as_ref().map(|name| shared.database(name).map(Table::new)).transpose()?;
     let count = match (&config.task, &config.via) {
         (Some(task), Some(via)) => Some(Count::new(shared.broker(via)?, task.clone())),
-        (None, None) if config.files.is_empty() => return Err("expected files, or task and via, or all of them; found none".to_owned()),
+        (None, None) if config.files.is_empty() && table.is_none() => {
+            return Err("expected files, or database, or task and via, or several of them; found none".to_owned());
+        }
         (None, None) => None,
+        (Some(_), None) if table.is_some() => None,
         (Some(_), None) => return Err("task: expected via as well, the name of a rabbitmq probe: workers are asked through it".to_owned()),
         (None, Some(_)) => return Err("via: expected task as well, the name of a periodic task".to_owned()),
     };
-    Ok(Planned::only(Beat { config: config.clone(), count, looking: Arc::new(Semaphore::new(1)) }))
+    Ok(Planned::only(Beat { config: config.clone(), count, table, looking: Arc::new(Semaphore::new(1)) }))
 }
 
 struct Beat {
     config: BeatConfig,
     count: Option<Count>,
+    table: Option<Table>,
     /// One look at the files at a time: on a dead network mount it may outlive its run.
     looking: Arc<Semaphore>,
 }
@@ -130,13 +146,26 @@ impl Beat {
                 Err(error) => unasked = Err(failure_of_broker(count.broker(), &error)),
             }
         }
+        let sent = match &self.table {
+            Some(table) => self.sent(rec, &mut unseen, table).await,
+            None => Ok(()),
+        };
         if !unseen.0.is_empty() {
-            let nothing = unseen.0.len() == usize::from(!self.config.files.is_empty()) + usize::from(self.count.is_some());
+            let asked = [!self.config.files.is_empty(), self.count.is_some(), self.table.is_some()];
+            let nothing = unseen.0.len() == asked.into_iter().filter(|asked| *asked).count();
             let (missing, remedy): (Vec<_>, Vec<_>) = unseen.0.into_iter().unzip();
             let (missing, remedy) = (missing.join("; "), remedy.join("; "));
             rec.sight(if nothing { Sight::Blind { missing, remedy } } else { Sight::Partial { missing, remedy } });
         }
-        self.judge(rec, file, &task).and(unasked)
+        self.judge(rec, file, &task).and(sent).and(unasked)
+    }
+
+    /// Asks the database what was sent.
+    async fn sent(&self, rec: &mut Recorder, unseen: &mut Unseen, table: &Table) -> Result<(), Failure> {
+        let BeatConfig { task, within, max_age, .. } = &self.config;
+        let limits = Limits { max_age: *max_age, task: task.as_deref().map(|task| (task, *within)) };
+        unseen.0.extend(table.ask(rec, &limits).await?);
+        Ok(())
     }
 
     /// Looks at the files and records their age.
@@ -254,10 +283,12 @@ mod tests {
     fn a_configuration_says_what_is_looked_at_and_what_is_wrong_with_it() {
         let many = format!("{{files: [{}]}}", vec!["/a"; MAX_FILES + 1].join(", "));
         for (text, wrong) in [
-            ("{}", "expected files, or task and via"),
+            ("{}", "expected files, or database, or task and via"),
             ("{task: a.b}", "task: expected via as well"),
             ("{via: broker, files: [/a]}", "via: expected task as well"),
             ("{via: broker, task: a.b}", "expected the name of a rabbitmq probe, found \"broker\""),
+            ("{database: db}", "expected the name of a postgres or mysql probe, found \"db\""),
+            ("{database: db, files: [/a]}", "expected either files or database"),
             (&many, "files: expected at most 20, found 21"),
         ] {
             let config: BeatConfig = from_text("f", text).expect(text);
