@@ -50,7 +50,7 @@
 //! | `src/changes` | what changed on the host lately, from jobs, events, files; bounded |
 //! | `src/alerts.rs` | the table of what is active now, with a change signal |
 //! | `src/store` | what survives a crash: memory is the truth, written through to SQLite, each record with a checksum |
-//! | `src/mute` | why something is not said now: silence, hold, maintenance, first look and boot, `depends_on`, our own actions |
+//! | `src/mute` | why something is not said now: silence, acknowledgement, hold, maintenance, first look and boot, `depends_on`, our own actions |
 //! | `src/probe` | the trait, the scheduler, and one file or folder per service; what a probe must know over a restart it keeps in the store |
 //! | `src/promql` | evaluates a parsed expression at one instant over the window |
 //! | `src/notify` | route, dispatch, dedup, message, outbox, email, webhook |

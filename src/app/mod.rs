@@ -5,6 +5,7 @@
 
 mod booting;
 mod changed;
+mod explain;
 mod health;
 mod heartbeat_out;
 mod life;

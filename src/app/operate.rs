@@ -1,4 +1,4 @@
-//! Carries out what comes over the control socket: reload, silences, holds.
+//! Carries out what comes over the control socket: reload, silences, holds, acknowledgements.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -10,7 +10,7 @@ use crate::client::process::user_name;
 use crate::model::decode::unknown;
 use crate::model::duration::{print, print_measured};
 use crate::model::labels::fnv1a;
-use crate::model::{AlertState, Matcher, Timestamp};
+use crate::model::{Alert, AlertState, Matcher, Timestamp};
 use crate::mute::hold::{Hold, HoldKind, Holds};
 use crate::mute::silence::{Draft, Silence, Silences};
 use crate::notify::message::{line, rank};
@@ -22,7 +22,9 @@ use crate::web::control::{Command, Peer, Reply};
 /// The most characters of a list that is answered.
 const MAX_LIST: usize = 60_000;
 /// The most characters of one row.
-const MAX_ROW: usize = 500;
+pub(super) const MAX_ROW: usize = 500;
+/// What is answered where no alert is meant.
+pub(super) const NONE_LIKE_THAT: &str = "no alert that is pending or firing is like that: `proctor alert list` shows them";
 /// The most attempts that are shown, newest first.
 const MAX_ATTEMPTS: usize = 20;
 /// A hold whose command was not heard of for this long has ended: its `proctor hold run` was killed.
@@ -136,6 +138,9 @@ impl App {
                 Ok(Reply::text("taken"))
             }
             Command::AlertList {} => Ok(list(self.alert_rows(now).into_iter(), "nothing is pending or firing")),
+            Command::AlertShow { matchers } => Ok(list(self.show(&matchers)?.into_iter(), NONE_LIKE_THAT)),
+            Command::AlertAck { matchers, comment } => self.acknowledge(&matchers, &by, &comment, now).await.map(Reply::text),
+            Command::Explain { alert, matchers } => Ok(list(self.explain(&alert, &matchers, now)?.into_iter(), NONE_LIKE_THAT)),
             Command::ActionList {} => Ok(list(self.action_rows(now).into_iter(), "the configuration names no actions")),
             Command::ActionPause {} => {
                 let paused = self.runner.pause(&by).await;
@@ -184,9 +189,8 @@ impl App {
         for alert in alerts {
             let state = if alert.is_firing() { "firing " } else { "pending" };
             let severity = alert.labels.get("severity").unwrap_or("");
-            let place = [alert.probe(), alert.labels.get("target")].into_iter().flatten().collect::<Vec<_>>().join(" ");
             let lasts = print_measured(now.since(alert.active_at));
-            rows.push(line(&format!("{state}  {severity:8}  {} {place}  for {lasts}", alert.name()), MAX_ROW));
+            rows.push(line(&format!("{state}  {severity:8}  {} {}  for {lasts}", alert.name(), place(&alert)), MAX_ROW));
             rows.extend(alert.annotations.get("summary").map(|summary| format!("    {}", line(summary, MAX_ROW))));
             let attempts = alert.attempts.iter().map(|attempt| {
                 line(&format!("{} {} {}: {}", attempt.started_at, attempt.action, attempt.outcome, attempt.detail), MAX_ROW)
@@ -248,6 +252,11 @@ impl App {
     async fn write<R: Record>(&self, records: &[R]) -> &'static str {
         let mut batch = Batch::new();
         records.iter().for_each(|record| batch.put(record));
+        self.commit(batch).await
+    }
+
+    /// Writes what mutes; returns what to add to the answer where the disk did not take it.
+    pub(super) async fn commit(&self, batch: Batch) -> &'static str {
         let committed = self.store.commit(batch).await;
         self.mutes_changed();
         match committed {
@@ -268,6 +277,11 @@ impl App {
         let id = |n: u32| format!("{:08x}", fnv1a([now.0.to_le_bytes().as_slice(), &n.to_le_bytes()]) >> 32);
         (0..).map(id).find(|id| !taken.contains(id)).unwrap_or_default()
     }
+}
+
+/// Names the probe and the target that an alert is about.
+pub(super) fn place(alert: &Alert) -> String {
+    [alert.probe(), alert.labels.get("target")].into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
 
 /// Puts rows under one another, as many as fit.

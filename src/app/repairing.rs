@@ -77,6 +77,7 @@ pub(super) fn withheld(
             maintenance: &maintenance,
             holds: &mutes.holds,
             silences: &mutes.silences,
+            acks: &mutes.acks,
             actions: &[],
             depends: &depends,
             failing: &failing,

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::{App, Loaded, Patience};
 use crate::client::smtp::Limits;
 use crate::config::Config;
+use crate::mute::ack::Acks;
 use crate::mute::hold::Holds;
 use crate::mute::maintenance::{MaintenanceMark, MaintenanceWatch};
 use crate::mute::silence::Silences;
@@ -36,6 +37,7 @@ pub(super) fn mutes(config: &Config, store: &Store) -> Mutes {
         maintenance: MaintenanceWatch::new(&config.maintenance, store.get::<MaintenanceMark>(MaintenanceMark::KEY)),
         holds: Holds::new(store.all()),
         silences: Silences::new(store.all()),
+        acks: Acks::new(store.all()),
     }
 }
 
@@ -134,12 +136,13 @@ impl App {
         tasks.spawn("dispatcher", dispatcher.run(tasks.token()));
     }
 
-    /// Takes silences and holds anew from the store and wakes the dispatcher.
+    /// Takes silences, acknowledgements and holds anew from the store and wakes the dispatcher.
     pub(super) fn mutes_changed(&self) {
         {
             let mut mutes = self.mutes.lock().unwrap_or_else(PoisonError::into_inner);
             mutes.holds = Holds::new(self.store.all());
             mutes.silences = Silences::new(self.store.all());
+            mutes.acks = Acks::new(self.store.all());
         }
         self.wake.notify_one();
     }

@@ -4,6 +4,7 @@ mod alert;
 mod check;
 mod config;
 mod control;
+mod drill;
 mod fold;
 mod hold;
 mod mail;
@@ -58,12 +59,16 @@ enum Command {
     Hold(hold::Hold),
     /// Runs a job and reports it to its heartbeat: `proctor run backup -- /usr/local/bin/backup`
     Run(run::Run),
-    /// Looks at the alerts
+    /// Looks at the alerts, and acknowledges them
     #[command(subcommand)]
     Alert(alert::Alert),
+    /// Says step by step why an alert was or was not mailed, and was or was not repaired
+    Explain(alert::Explain),
     /// Looks at the actions, stops them and lets them run again
     #[command(subcommand)]
     Action(alert::Action),
+    /// Walks an invented alert through rule, group, mail and repair, and shows each step; nothing is sent or done
+    Drill(drill::Drill),
     /// Writes what the host must allow, from the configuration
     #[command(subcommand)]
     Render(render::Render),
@@ -132,8 +137,10 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
         Command::Silence(command) => silence::run(&source, command),
         Command::Hold(hold) => hold::run(&source, hold),
         Command::Run(job) => run::run(&source, job),
-        Command::Alert(command) => alert::alert(&source, &command),
+        Command::Alert(command) => alert::alert(&source, command),
+        Command::Explain(explain) => alert::explain(&source, explain),
         Command::Action(command) => alert::action(&source, &command),
+        Command::Drill(drill) => drill::run(&source, &drill),
         Command::Mail(command) => mail::run(&source, &command),
         Command::Render(command) => render::run(&source, &command),
         Command::Reload => control::send(&source, crate::web::control::Command::Reload {}),

@@ -1,8 +1,9 @@
 //! Why something is not said now. Pure: `now` is an argument, facts are handed in.
 //!
 //! The order of [`why`] is fixed, from what holds for everything to what holds for one alert, so that `explain` and
-//! mails name the widest cause: startup, maintenance, hold, silence, our own action, a failing parent, told already.
+//! mails name the widest cause: startup, maintenance, hold, silence, acknowledgement, our own action, a failing parent, told already.
 
+pub mod ack;
 pub mod depends;
 pub mod hold;
 pub mod maintenance;
@@ -13,6 +14,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 
+pub use ack::{Ack, Acks};
 pub use depends::{Depends, DependsError, Failing, FailingProbes};
 pub use hold::{Hold, Holds};
 pub use maintenance::{Maintenance, MaintenanceConfig, MaintenanceMark, MaintenanceWatch};
@@ -45,6 +47,13 @@ pub enum Muted {
         /// When it ends.
         until: Timestamp,
     },
+    /// Somebody takes care of it.
+    Acknowledged {
+        /// Who.
+        by: String,
+        /// Since when.
+        at: Timestamp,
+    },
     /// Our own repair causes it.
     OwnAction {
         /// The id of the attempt.
@@ -70,6 +79,7 @@ impl fmt::Display for Muted {
             }
             Self::Held { until } => write!(f, "held until {until} at the latest"),
             Self::Silenced { id, until } => write!(f, "silenced by {id} until {until}"),
+            Self::Acknowledged { by, at } => write!(f, "acknowledged by {by} at {at}"),
             Self::OwnAction { attempt } => write!(f, "our own repair {attempt} causes it"),
             Self::Parent { root } => write!(f, "listed in the mail of {root}, which it needs"),
         }
@@ -114,6 +124,8 @@ pub struct Facts<'a> {
     pub holds: &'a Holds,
     /// All silences.
     pub silences: &'a Silences,
+    /// All acknowledgements.
+    pub acks: &'a Acks,
     /// Actions that run or settle.
     pub actions: &'a [OwnAction],
     /// Who needs whom.
@@ -134,8 +146,8 @@ pub fn why_site(facts: &Facts<'_>, now: Timestamp) -> Option<Muted> {
     startup.or_else(maintenance).or_else(held)
 }
 
-/// Says why an alert is not said now, if so; the first of: startup, maintenance, hold, silence, our own action, a
-/// failing parent, told in the first look.
+/// Says why an alert is not said now, if so; the first of: startup, maintenance, hold, silence,
+/// acknowledgement, our own action, a failing parent, told in the first look.
 ///
 /// It answers for an end as for a beginning: whether the end of something that was mailed is told anyway is decided by
 /// who knows what was mailed. Maintenance is about the site: alerts about Proctor itself ([`about_proctor`]) pass it.
@@ -146,6 +158,10 @@ pub fn why(alert: &Alert, facts: &Facts<'_>, now: Timestamp) -> Option<Muted> {
         let silence = facts.silences.mutes(&alert.labels, now)?;
         Some(Muted::Silenced { id: silence.id.clone(), until: silence.ends_at })
     };
+    let acknowledged = || {
+        let ack = facts.acks.of(alert)?;
+        Some(Muted::Acknowledged { by: ack.by.clone(), at: ack.at })
+    };
     let own = || {
         let action = facts.actions.iter().find(|action| action.causes(alert, facts.depends, now))?;
         Some(Muted::OwnAction { attempt: action.attempt.clone() })
@@ -155,7 +171,7 @@ pub fn why(alert: &Alert, facts: &Facts<'_>, now: Timestamp) -> Option<Muted> {
         Some(Muted::Parent { root: root.to_owned() })
     };
     let told = || facts.startup.told(alert).then_some(Muted::Startup(Quiet::Told));
-    site.or_else(held).or_else(silenced).or_else(own).or_else(parent).or_else(told)
+    site.or_else(held).or_else(silenced).or_else(acknowledged).or_else(own).or_else(parent).or_else(told)
 }
 
 /// Says whether an alert is about Proctor itself and not about the site: it names no probe, and its name says so.

@@ -25,7 +25,9 @@ use crate::metrics::Metrics;
 use crate::model::{Alert, AlertState, Fingerprint, Timestamp};
 use crate::mute::depends::{Depends, failing};
 use crate::mute::startup::FIRST_LOOK_RUNS;
-use crate::mute::{self, Facts, FailingProbes, Holds, Maintenance, MaintenanceWatch, Muted, OwnAction, Silences, Startup, StartupView};
+use crate::mute::{
+    self, Acks, Facts, FailingProbes, Holds, Maintenance, MaintenanceWatch, Muted, OwnAction, Silences, Startup, StartupView,
+};
 use crate::snapshot::{Latest, Snapshot};
 use crate::store::{Batch, Record, Store};
 
@@ -59,6 +61,8 @@ pub struct Mutes {
     pub holds: Holds,
     /// What people do not want to be told.
     pub silences: Silences,
+    /// What people take care of.
+    pub acks: Acks,
 }
 
 /// What `app` hands to the dispatcher.
@@ -321,6 +325,7 @@ impl Dispatcher {
             maintenance,
             holds: &mutes.holds,
             silences: &mutes.silences,
+            acks: &mutes.acks,
             actions: &actions,
             depends: &self.wiring.depends,
             failing: scene.failing,

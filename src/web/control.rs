@@ -92,6 +92,25 @@ pub enum Command {
     HoldList {},
     /// List what is pending and firing.
     AlertList {},
+    /// Show all that is known of some alerts.
+    AlertShow {
+        /// Which: all of these must match.
+        matchers: Vec<String>,
+    },
+    /// Somebody takes care of what fires: it is not said again while it lasts.
+    AlertAck {
+        /// Which: all of these must match.
+        matchers: Vec<String>,
+        /// What to say to it.
+        comment: String,
+    },
+    /// Say why an alert was or was not mailed, and was or was not repaired.
+    Explain {
+        /// Its name.
+        alert: String,
+        /// Which of that name, where there are several.
+        matchers: Vec<String>,
+    },
     /// List the actions and what they did lately.
     ActionList {},
     /// Stop all actions.

@@ -79,3 +79,72 @@ async fn mail_test_mails_every_admin_once_and_shows_what_the_relay_said() {
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("Not sent: ") && said(&output).contains("refused"), "{}", said(&output));
 }
+
+#[tokio::test]
+async fn an_alert_is_shown_acknowledged_and_explained_step_by_step() {
+    let sink = Sink::start().await;
+    let mut proctor = Proctor::configured(sink.port, &dead_cache()).rules(DOWN).started();
+    let explained = |proctor: &Proctor, args: &[&str]| said(&proctor.run(&[&["explain"], args].concat()));
+    sink.wait_for(2, Duration::from_secs(20)).await;
+    let wait_for = async |proctor: &Proctor, what: &str| {
+        let asked = || async { Some(explained(proctor, &["MemcachedDown"])).filter(|text| text.contains(what)) };
+        eventually(what, Duration::from_secs(20), asked).await
+    };
+    let text = wait_for(&proctor, " start-cache (command:start-cache) failed").await;
+    assert!(text.starts_with("MemcachedDown cache\n  1. The probe cache: refused: "), "{text}");
+    for words in [
+        ": memcached_up == 0\n",
+        "3. Its mails are those of the group admins:{probe=\"cache\"}, to Ann <ann@example.org>, bob@example.org.",
+    ] {
+        assert!(text.contains(words), "{words} in {text}");
+    }
+    assert!(text.contains("4. Nothing speaks against mailing it.") && text.contains("5. Last mailed "), "{text}");
+
+    let text = said(&proctor.run(&["alert", "show", "MemcachedDown", "probe=cache"]));
+    assert!(text.starts_with("MemcachedDown cache\n  firing since ") && text.contains("\n  summary: "), "{text}");
+    let output = proctor.run(&["alert", "ack", "MemcachedDown", "--comment", "on it"]);
+    assert!(output.status.success() && said(&output).starts_with("acknowledged: MemcachedDown cache; "), "{}", said(&output));
+    let text = wait_for(&proctor, "4. Not mailed now: acknowledged by root at ").await;
+    assert!(text.contains("Nothing is done now: acknowledged by root at "), "{text}");
+    proctor.kill();
+    proctor.start();
+    wait_for(&proctor, "4. Not mailed now: acknowledged by root at ").await;
+
+    for (args, words) in [
+        (&["explain", "MemcacheDown"][..], "unknown alert \"MemcacheDown\"; did you mean \"MemcachedDown\"?"),
+        (&["explain", "MemcachedDown", "probe=other"], "MemcachedDown neither fires nor is pending now."),
+        (&["alert", "ack", "probe=other"], "no alert that is pending or firing is like that"),
+        (&["alert", "show", "probe=~("], "proctor: "),
+    ] {
+        assert!(said(&proctor.run(args)).contains(words), "{args:?}: {}", said(&proctor.run(args)));
+    }
+}
+
+#[test]
+fn a_drill_shows_the_whole_way_of_an_invented_alert_and_does_nothing_of_it() {
+    let proctor = Proctor::configured(free_port(), &dead_cache()).rules(DOWN);
+    let before = std::fs::read_dir(proctor.folder.path()).expect("a folder").count();
+    let output = proctor.run(&["drill", "MemcachedDown"]);
+    let text = said(&output);
+    assert!(output.status.success(), "{text}");
+    let words = text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for wanted in [
+        "A drill: this is invented. Nothing is stored, sent or done.",
+        "{alertname=\"MemcachedDown\", probe=\"cache\", severity=\"critical\"}, value 0",
+        "It is mailed 1s after it fires, to Ann <ann@example.org>, bob@example.org",
+        "| Subject: [CourSys] [critical] MemcachedDown cache (coursys)",
+        "| This is a drill.",
+        "start-cache) is done, once the alert has fired for 0s then the alert's own probe must succeed within 1s",
+    ] {
+        assert!(words.contains(wanted), "{wanted} in {text}");
+    }
+    assert_eq!(std::fs::read_dir(proctor.folder.path()).expect("a folder").count(), before, "it leaves nothing");
+    for (args, wrong) in [
+        (&["drill", "Nope"][..], "unknown alert \"Nope\"; known here: MemcachedDown"),
+        (&["drill", "MemcachedDown", "probe=nope"], "unknown probe \"nope\"; known here: cache"),
+        (&["drill", "MemcachedDown", "probe"], "expected a label such as probe=cache, found \"probe\""),
+    ] {
+        let output = proctor.run(args);
+        assert!(!output.status.success() && said(&output).contains(wrong), "{args:?}: {}", said(&output));
+    }
+}

@@ -55,6 +55,7 @@ impl Bench {
                 maintenance: MaintenanceWatch::new(&maintenance, None),
                 holds: Holds::default(),
                 silences: Silences::default(),
+                acks: Acks::default(),
             })),
             depends: Arc::new(Depends::new(probes.iter().map(|(probe, needs)| (*probe, names(needs)))).expect("no circles")),
             actions: Arc::new(Vec::new),
@@ -358,6 +359,23 @@ async fn a_silence_mutes_the_beginning_but_not_the_end_of_what_was_mailed() {
     let after = bench.until(3610).await;
     assert_eq!(heads(&after), ["FIRING Untold"], "what still fires when the silence ends is mailed");
     assert!(after[0].text.contains("held back until now: silenced by s1"), "{}", after[0].text);
+}
+
+#[tokio::test]
+async fn what_somebody_acknowledged_is_not_mailed_again_until_its_end() {
+    let mut bench = Bench::plain();
+    bench.fire("MemcachedDown", "cache");
+    assert_eq!(heads(&bench.until(60).await), ["FIRING MemcachedDown"]);
+    let firing = bench.wiring.alerts.all().remove(0);
+    let ack = Acks::default().acknowledge(&firing, "ann", "", bench.now).expect("it fires");
+    bench.wiring.mutes.lock().expect("no panic in here").acks = Acks::new(vec![ack]);
+    assert!(bench.until(20 * 3600).await.is_empty(), "no reminder");
+    let board = bench.dispatcher.board().status();
+    assert_eq!(board[0].muted[0].1, format!("acknowledged by ann at {}", at(60)));
+    bench.end("MemcachedDown", "cache");
+    assert_eq!(heads(&bench.until(21 * 3600).await), ["RESOLVED MemcachedDown"]);
+    bench.fire("MemcachedDown", "cache");
+    assert_eq!(heads(&bench.until(22 * 3600).await), ["FIRING MemcachedDown"], "another episode is said again");
 }
 
 #[tokio::test]
