@@ -20,7 +20,7 @@ use crate::notify::message::{self, Head, Section, Story, Voice};
 use crate::notify::route::Route;
 use crate::notify::{Channel, Mode};
 use crate::probe::scheduler::{SUCCESS, Scheduled};
-use crate::remediate::Tools;
+use crate::remediate::{Planned, Tools};
 use crate::rules::load::{AlertRule, RuleGroup, RuleKind};
 use crate::rules::state::{RuleState, Turn};
 use crate::tasks::{self, Tasks};
@@ -41,12 +41,10 @@ pub(super) struct Drill {
 
 type Failed = Box<dyn Error + Send + Sync>;
 
-#[expect(clippy::print_stdout, reason = "this is the command's answer")]
 pub(super) fn run(source: &Source, drill: &Drill) -> Result<Exit, Failed> {
     let loaded = app::load(source)?;
-    let scheduled = app::plan(&loaded.config, &Tasks::new(), &Changes::default())?;
-    let text = walk(&loaded, &scheduled, drill, tasks::now())?;
-    print!("{text}");
+    let (scheduled, actions) = app::plan_all(&loaded, &Tasks::new(), &Changes::default(), &Tools::of_this_host(None))?;
+    super::say(&walk(&loaded, &scheduled, &actions, drill, tasks::now())?)?;
     Ok(Exit::Well)
 }
 
@@ -59,7 +57,7 @@ struct Found<'a> {
     names: BTreeSet<String>,
 }
 
-fn walk(loaded: &Loaded, scheduled: &[Scheduled], drill: &Drill, now: Timestamp) -> Result<String, Failed> {
+fn walk(loaded: &Loaded, scheduled: &[Scheduled], actions: &[Planned], drill: &Drill, now: Timestamp) -> Result<String, Failed> {
     let found = find(&loaded.rules, &drill.alert)?;
     let sample = sample(loaded, scheduled, &found, &drill.labels)?;
     let hold = found.rule.hold;
@@ -126,7 +124,7 @@ fn walk(loaded: &Loaded, scheduled: &[Scheduled], drill: &Drill, now: Timestamp)
     }
     step(&mut text, "4. When it is not mailed", &lines);
 
-    let (lines, planned) = repairs(loaded, &alert, observes)?;
+    let (lines, planned) = repairs(actions, &alert, observes);
     let voice = Voice::new(notify, &config.site.name, config.site.external_url.clone());
     step(&mut text, "5. The mail", &[]);
     let told = alert.fired_at.unwrap_or(now) + route.group_wait;
@@ -215,10 +213,9 @@ fn fire(loaded: &Loaded, found: &Found<'_>, sample: &Labels, value: f64, now: Ti
 }
 
 /// Says what would be done, for here and for the mail.
-fn repairs(loaded: &Loaded, alert: &Alert, observes: bool) -> Result<(Vec<String>, Vec<String>), Failed> {
-    let planned = app::plan_actions(&loaded.config, &Tools::of_this_host(None))?;
+fn repairs(actions: &[Planned], alert: &Alert, observes: bool) -> (Vec<String>, Vec<String>) {
     let (mut lines, mut told) = (Vec::new(), Vec::new());
-    for action in planned.iter().filter(|action| action.matchers.iter().all(|matcher| matcher.matches(&alert.labels))) {
+    for action in actions.iter().filter(|action| action.matchers.iter().all(|matcher| matcher.matches(&alert.labels))) {
         let terms = &action.terms;
         let what = format!("{} {} ({})", terms.verb, terms.object, terms.name);
         let how = match (terms.acts, observes) {
@@ -240,7 +237,7 @@ fn repairs(loaded: &Loaded, alert: &Alert, observes: bool) -> Result<(Vec<String
     if lines.is_empty() {
         lines.push("No action is for it.".to_owned());
     }
-    Ok((lines, told))
+    (lines, told)
 }
 
 /// Writes the mail as it would be, its text part.
