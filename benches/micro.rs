@@ -7,6 +7,9 @@ use divan::{Bencher, black_box};
 use proctor::metrics::Metrics;
 use proctor::model::labels::NAME;
 use proctor::model::{Family, Labels, ProbeResult, Sample, Sight, Target, Timestamp};
+use proctor::probe::nginx::format::LogFormat;
+use proctor::probe::nginx::log::Requests;
+use proctor::probe::nginx::tail::Tail;
 use proctor::promql;
 use proctor::snapshot::{Format, Snapshot};
 use proctor::window::{Limits, Window};
@@ -109,3 +112,32 @@ fn evaluate(bencher: Bencher<'_, '_>, expression: &str) {
     let parsed = promql::parse(expression).expect("is an expression");
     bencher.bench_local(|| parsed.eval(&window, NOW + INTERVAL * 40).expect("can be evaluated"));
 }
+
+/// What 100,000 lines of an access log cost, from the file to the counters.
+#[divan::bench(args = ["combined", TIMED])]
+fn access_log(bencher: Bencher<'_, '_>, format: &str) {
+    const LINES: usize = 100_000;
+    let line = "203.0.113.77 - - [25/Nov/2026:21:00:00 +0000] \"GET /2026fa-cmpt-120-d1/pages/Lecture%2007?from=index HTTP/1.1\" 200 18734 \
+                \"https://coursys.example.org/2026fa-cmpt-120-d1/\" \"Mozilla/5.0 (X11; Linux x86_64; rv:143.0) Gecko/20100101 Firefox/143.0\"";
+    let times = if format == TIMED { " 0.123 0.100, 0.021" } else { "" };
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let file = folder.path().join("access.log");
+    let lines = format!("{line}{times}\n").repeat(LINES);
+    // At most 16 MiB are read at once.
+    let (lines, turns) = (&lines[..lines.len() / 4], 4);
+    let mut tail = Tail::new(file.clone());
+    let mut requests = Requests::new(LogFormat::new(format).expect("is a format"));
+    let mut look = |requests: &mut Requests| tail.look(&mut |line| requests.take(line)).expect("it can be read");
+    look(&mut requests);
+    bencher.counter(divan::counter::ItemsCount::new(LINES)).bench_local(|| {
+        for _ in 0..turns {
+            // Another file of the same name: read from its beginning, as after a rotation.
+            std::fs::remove_file(&file).ok();
+            std::fs::write(&file, lines).expect("the file takes them");
+            look(&mut requests);
+        }
+    });
+}
+
+/// combined with both times.
+const TIMED: &str = r#"$remote_addr - $remote_user [$time_local] "$request" $status $body_bytes_sent "$http_referer" "$http_user_agent" $request_time $upstream_response_time"#;

@@ -127,7 +127,7 @@ pub fn plan_all(loaded: &Loaded, tasks: &Tasks, changes: &Changes, tools: &Tools
 /// A probe that cannot be built is left out and noted.
 pub fn plan(config: &Config, tasks: &Tasks, changes: &Changes, problems: &mut Problems) -> Vec<Scheduled> {
     let mut all = Vec::new();
-    let mut shared = Shared::new(tasks.clone(), changes.clone());
+    let mut shared = Shared::new(tasks.clone(), changes.clone()).maintained_by(&config.maintenance.files);
     for (name, probe) in &config.probes.0 {
         // Said once: what cannot be offered cannot be planned either.
         if let Err(why) = probe.offer(name, &mut shared) {

@@ -3,14 +3,22 @@
 //! Another user's descriptors are readable for root and with `CAP_SYS_PTRACE` only (`proc(5)`).
 
 use std::fmt;
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::Duration;
 
+use procfs::Current;
 use procfs::process::{FDTarget, all_processes};
+use rustix::fs::Access;
 
 /// The most processes whose descriptors are looked at.
 const MAX_PROCESSES: usize = 20_000;
 
 /// The most sockets of one process.
 const MAX_SOCKETS: usize = 4096;
+
+/// The most children of one process that are looked at.
+pub const MAX_CHILDREN: usize = 1024;
 
 /// How much of a command line is told, in characters.
 const MAX_COMMAND: usize = 120;
@@ -88,24 +96,140 @@ pub fn holder(inode: u64, rather: &[String]) -> Option<Holder> {
     found
 }
 
+/// A process as everybody may see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Its number.
+    pub pid: i32,
+    /// The program, as the kernel names it: at most 15 characters.
+    pub name: String,
+    /// Its command line, or the title that it has given itself; cut.
+    pub title: String,
+    /// Whether it is stopped (`SIGSTOP`, a debugger).
+    pub stopped: bool,
+    /// When it began, in the kernel's ticks since the host's start: with the number, which process it is.
+    pub began: u64,
+    /// How long ago that was.
+    pub age: Duration,
+}
+
+/// What is known of a process number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Look {
+    /// It runs.
+    Runs(Running),
+    /// There is no such process.
+    Gone,
+    /// It is there, but `/proc` does not show it to this user (`hidepid`).
+    Hidden,
+}
+
+/// Looks at a process.
+pub fn look(pid: i32) -> Look {
+    let read = || {
+        let process = procfs::process::Process::new(pid)?;
+        let (stat, command) = (process.stat()?, process.cmdline()?);
+        let up = procfs::Uptime::current()?.uptime_duration();
+        let age = up.saturating_sub(Duration::from_millis(stat.starttime.saturating_mul(1000) / procfs::ticks_per_second().max(1)));
+        let title = command.join(" ").trim_end().chars().take(MAX_COMMAND).collect();
+        let stopped = matches!(stat.state, 'T' | 't');
+        Ok::<_, procfs::ProcError>((Running { pid, name: stat.comm, title, stopped, began: stat.starttime, age }, stat.state))
+    };
+    match read() {
+        // One that has ended and that its parent has not noticed yet.
+        Ok((_, 'Z' | 'X')) => Look::Gone,
+        Ok((running, _)) => Look::Runs(running),
+        Err(procfs::ProcError::PermissionDenied(_)) => Look::Hidden,
+        Err(_) => {
+            let there = rustix::process::Pid::from_raw(pid).map(rustix::process::test_kill_process);
+            if matches!(there, Some(Ok(()) | Err(rustix::io::Errno::PERM))) { Look::Hidden } else { Look::Gone }
+        }
+    }
+}
+
+/// Returns the children of a process, at most [`MAX_CHILDREN`].
+pub fn children(pid: i32) -> Vec<Running> {
+    // Each thread has its own.
+    let tasks = procfs::process::Process::new(pid).and_then(|process| process.tasks());
+    let pids = tasks.into_iter().flatten().flatten().filter_map(|task| task.children().ok()).flatten().take(MAX_CHILDREN);
+    pids.filter_map(|pid| if let Look::Runs(running) = look(i32::try_from(pid).ok()?) { Some(running) } else { None }).collect()
+}
+
+/// Reads the number in a pid file.
+///
+/// # Errors
+/// It cannot be read, or holds no number.
+pub fn pid_in(file: &Path) -> io::Result<i32> {
+    let mut text = String::new();
+    std::fs::File::open(file)?.take(32).read_to_string(&mut text)?;
+    let wrong = || io::Error::new(io::ErrorKind::InvalidData, format!("expected the number of a process, found {:?}", text.trim()));
+    text.trim().parse().ok().filter(|pid| *pid > 0).ok_or_else(wrong)
+}
+
 /// Returns the name of a user, for people.
 pub fn user_name(uid: u32) -> String {
     known_user(uid).unwrap_or_else(|| format!("uid {uid}"))
 }
 
+/// Returns the name of the user that Proctor runs as, as `setfacl` and `usermod` want it.
+pub fn own_user() -> String {
+    let uid = rustix::process::geteuid().as_raw();
+    known_user(uid).unwrap_or_else(|| uid.to_string())
+}
+
+/// Returns the one command that lets this user read a file, or list a folder: the first folder on the way that is
+/// closed, else the file itself.
+pub fn remedy(path: &Path) -> String {
+    let user = own_user();
+    let folders: Vec<&Path> = path.ancestors().collect();
+    let closed = |folder: &&&Path| folder.is_dir() && rustix::fs::access(**folder, Access::READ_OK | Access::EXEC_OK).is_err();
+    match folders.iter().rev().find(closed) {
+        Some(folder) => format!("setfacl -m u:{user}:rx {}", folder.display()),
+        None => format!("setfacl -m u:{user}:r {}", path.display()),
+    }
+}
+
+/// Returns the name of a group in `/etc/group`, else its number.
+pub fn group_name(gid: u32) -> String {
+    named("/etc/group", gid).unwrap_or_else(|| gid.to_string())
+}
+
 /// Returns the name of a user in `/etc/passwd`.
 pub fn known_user(uid: u32) -> Option<String> {
-    let users = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    users.lines().find_map(|line| {
+    named("/etc/passwd", uid)
+}
+
+/// Both files begin with `name:password:number:`.
+fn named(file: &str, number: u32) -> Option<String> {
+    let lines = std::fs::read_to_string(file).unwrap_or_default();
+    lines.lines().find_map(|line| {
         let mut fields = line.split(':');
         let name = fields.next()?;
-        (fields.nth(1)?.parse() == Ok(uid)).then(|| name.to_owned())
+        (fields.nth(1)?.parse() == Ok(number)).then(|| name.to_owned())
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_process_its_children_and_its_pid_file_are_read() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let of_child = i32::try_from(child.id()).unwrap();
+        let Look::Runs(running) = look(own) else { panic!("it is ours") };
+        assert!(!running.stopped && !running.title.is_empty());
+        assert!(children(own).iter().any(|running| running.pid == of_child && running.age < Duration::from_secs(600)));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(look(of_child), Look::Gone);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        for (text, pid) in [(" 7\n", Some(7)), ("", None), ("-1", None), ("x", None), ("99999999999999999999999999999999999999", None)] {
+            std::fs::write(file.path(), text).unwrap();
+            assert_eq!(pid_in(file.path()).ok(), pid, "{text}");
+        }
+    }
 
     #[test]
     fn the_holder_of_a_socket_is_found_and_told() {

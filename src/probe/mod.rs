@@ -9,6 +9,7 @@ mod sql;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -99,6 +100,7 @@ pub struct Shared {
     engines: Mutex<Vec<(Endpoint, Arc<docker::Engine>)>>,
     tasks: Tasks,
     changes: Changes,
+    maintenance: Arc<[PathBuf]>,
 }
 
 impl Shared {
@@ -106,6 +108,18 @@ impl Shared {
     /// see to have changed on the host goes into `changes`.
     pub fn new(tasks: Tasks, changes: Changes) -> Self {
         Self { tasks, changes, ..Self::default() }
+    }
+
+    /// Says which files mean that the site is down on purpose.
+    #[must_use]
+    pub fn maintained_by(mut self, files: &[PathBuf]) -> Self {
+        self.maintenance = files.into();
+        self
+    }
+
+    /// Returns the files that mean that the site is down on purpose while one of them exists.
+    pub fn maintenance(&self) -> &Arc<[PathBuf]> {
+        &self.maintenance
     }
 
     /// Returns the stage that standing connections and listeners belong to.
@@ -423,10 +437,10 @@ kinds! {
     command: CommandConfig,
     /// Looks at files: whether they are there, how old and how large they are.
     file: FileConfig,
-    /// Asks nginx: its own counters, each site under its own name, each redirect.
-    nginx: NginxConfig,
+    /// Asks nginx: its own counters, each site under its own name, each redirect, its processes, its logs.
+    nginx: NginxConfig [shared],
     /// Asks gunicorn: whether a worker answers, and how long the queue in front of them is.
-    gunicorn: GunicornConfig,
+    gunicorn: GunicornConfig [shared],
     /// Asks memcached: its counters, and a value through the cache.
     memcached: MemcachedConfig,
     /// Looks at certificates, on disk and as they are served, and whether both are the same.

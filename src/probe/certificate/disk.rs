@@ -11,7 +11,6 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::sign::CertifiedKey;
-use rustix::fs::Access;
 use tokio::sync::Semaphore;
 
 use super::facts::Facts;
@@ -19,7 +18,7 @@ use super::{record_dates, record_remaining};
 use crate::changes::{Change, Changes, Kind};
 use crate::client::secret::{self, SecretError};
 use crate::client::net;
-use crate::client::process::known_user;
+use crate::client::process::{self, own_user};
 use crate::model::{Failure, Family, Reason, Sight, Timestamp};
 use crate::probe::{Probe, Recorder};
 use crate::tasks;
@@ -214,19 +213,14 @@ fn key_beside(path: &Path) -> Option<PathBuf> {
 
 /// Returns the one command that lets this user read a file. Keys stay closed: certbot gives each its own mode 0600.
 fn remedy(path: &Path) -> String {
-    let uid = rustix::process::geteuid().as_raw();
-    let user = known_user(uid).unwrap_or_else(|| uid.to_string());
+    let user = own_user();
     let folders: Vec<&Path> = path.ancestors().collect();
     if let Some(live) = folders.iter().find(|folder| folder.file_name().is_some_and(|name| name == "live" || name == "archive")) {
         // What lies in `live` are links into `archive`; both are closed together.
         let (live, archive) = (live.with_file_name("live"), live.with_file_name("archive"));
         return format!("setfacl -m u:{user}:rx {} {}", live.display(), archive.display());
     }
-    let closed = |folder: &&&Path| folder.is_dir() && rustix::fs::access(**folder, Access::READ_OK | Access::EXEC_OK).is_err();
-    match folders.iter().rev().find(closed) {
-        Some(folder) => format!("setfacl -m u:{user}:rx {}", folder.display()),
-        None => format!("setfacl -m u:{user}:r {}", path.display()),
-    }
+    process::remedy(path)
 }
 
 /// The files of one pattern.

@@ -48,23 +48,44 @@ pub(crate) struct Gunicorn {
     /// Where it listens.
     pub(crate) listen: Listen,
     folder: tempfile::TempDir,
+    more: Vec<String>,
+    old: Option<PathBuf>,
+}
+
+/// Returns where gunicorn 20 lies, as the stack installs it beside the other.
+pub(crate) fn gunicorn20() -> Option<PathBuf> {
+    let stack = std::env::var_os("PROCTOR_STACK").map_or_else(|| PathBuf::from("/tmp/proctor-stack"), PathBuf::from);
+    let found = Some(stack.join("gunicorn20")).filter(|folder| folder.join("gunicorn").is_dir());
+    if found.is_none() {
+        assert!(std::env::var_os("REQUIRE_SERVICES").is_none(), "gunicorn 20 is not installed: run tests/stack/stack install");
+        eprintln!("skipped: gunicorn 20 is not installed: run tests/stack/stack install");
+    }
+    found
 }
 
 impl Gunicorn {
     /// Starts it on a free port with 3 sync workers and a backlog of 5.
     pub(crate) async fn tcp() -> Option<Self> {
-        Self::start(&venv()?, |_| Listen::Tcp(free_port())).await
+        Self::start(&venv()?, |_| Listen::Tcp(free_port()), &[], None).await
     }
 
     /// Starts it on a socket in the file system.
     pub(crate) async fn unix() -> Option<Self> {
-        Self::start(&venv()?, |folder| Listen::Unix(folder.join("gunicorn.sock"))).await
+        Self::start(&venv()?, |folder| Listen::Unix(folder.join("gunicorn.sock")), &[], None).await
     }
 
-    async fn start(venv: &Path, listen: impl Fn(&Path) -> Listen) -> Option<Self> {
+    /// Starts it on a free port with more arguments, in which `FOLDER` stands for its folder; `old` is where another
+    /// version lies.
+    pub(crate) async fn with(more: &[&str], old: Option<PathBuf>) -> Option<Self> {
+        Self::start(&venv()?, |_| Listen::Tcp(free_port()), more, old).await
+    }
+
+    async fn start(venv: &Path, listen: impl Fn(&Path) -> Listen, more: &[&str], old: Option<PathBuf>) -> Option<Self> {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let listen = listen(folder.path());
-        let mut gunicorn = Self { process: Self::launch(venv, &listen, folder.path(), &[]), listen, folder };
+        let more: Vec<String> = more.iter().map(|word| word.replace("FOLDER", &folder.path().display().to_string())).collect();
+        let process = Self::launch(venv, &listen, folder.path(), (&more, old.as_deref()), &[]);
+        let mut gunicorn = Self { process, listen, folder, more, old };
         gunicorn.ready().await;
         Some(gunicorn)
     }
@@ -72,14 +93,21 @@ impl Gunicorn {
     /// Kills it and starts it again on the same address, with more variables in its environment.
     pub(crate) async fn restart(&mut self, env: &[(&str, &str)]) {
         self.process.kill();
-        self.process = Self::launch(&venv().expect("it ran before"), &self.listen, self.folder.path(), env);
+        let how = (self.more.as_slice(), self.old.as_deref());
+        self.process = Self::launch(&venv().expect("it ran before"), &self.listen, self.folder.path(), how, env);
         self.ready().await;
     }
 
-    fn launch(venv: &Path, listen: &Listen, folder: &Path, env: &[(&str, &str)]) -> Process {
-        let mut command = Command::new(venv.join("bin/gunicorn"));
+    fn launch(venv: &Path, listen: &Listen, folder: &Path, (more, old): (&[String], Option<&Path>), env: &[(&str, &str)]) -> Process {
+        let mut command = Command::new(venv.join("bin/python"));
+        if let Some(old) = old {
+            command.env("PYTHONPATH", old);
+        } else if !more.iter().any(|word| word == "--control-socket") {
+            command.env("GUNICORN_CMD_ARGS", "--no-control-socket");
+        }
         command
-            .args(["--workers", "3", "--backlog", "5", "--timeout", "120", "--no-control-socket", "--access-logfile", "-"])
+            .args(["-m", "gunicorn", "--workers", "3", "--backlog", "5", "--timeout", "120", "--access-logfile", "-"])
+            .args(more)
             .args(["--access-logformat", "ACCESS %(m)s %({host}i)s%(U)s %(s)s %(a)s", "--worker-tmp-dir"])
             .arg(folder)
             .args([
@@ -90,18 +118,24 @@ impl Gunicorn {
                 "coursys:application",
             ])
             .env("SITE_MAIL", folder.join("mail"))
+            .env("SITE_CRASH", folder.join("crash"))
             .env("PYTHONDONTWRITEBYTECODE", "1")
             .envs(env.iter().copied());
         Process::start(&mut command, &folder.join("log"))
     }
 
     async fn ready(&mut self) {
-        eventually("all three gunicorn workers have booted", Duration::from_secs(30), || async {
+        eventually("all three gunicorn workers have booted", Duration::from_secs(60), || async {
             (self.log().matches("Booting worker").count() >= 3
                 && self.get("/healthcheck").await.is_ok_and(|answer| answer.starts_with("HTTP/1.")))
             .then_some(())
         })
         .await;
+    }
+
+    /// Its folder; while there is a file `crash` in it, workers die as they start.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// What it printed: one line `ACCESS GET coursys.example.org/ 200 Proctor/0.1.0` per request, and its errors.

@@ -118,6 +118,8 @@ impl Nginx {
             tokio::net::TcpStream::connect(("127.0.0.1", self.https)).await.ok().map(drop)
         })
         .await;
+        // It listens before it has a worker.
+        eventually("nginx has a worker", Duration::from_secs(10), || async { (!self.children().is_empty()).then_some(()) }).await;
     }
 
     /// The file with the authority's certificate.
@@ -144,7 +146,7 @@ impl Nginx {
     pub(crate) async fn reload(&self) {
         let workers = || self.children();
         let before = workers();
-        let _ = Command::new("kill").args(["-HUP", &self.process.pid().to_string()]).status();
+        self.tell("HUP");
         eventually("nginx serves by new workers", Duration::from_secs(10), || async {
             let now = workers();
             (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
@@ -152,7 +154,26 @@ impl Nginx {
         .await;
     }
 
-    fn children(&self) -> Vec<String> {
+    /// Its folder, with `nginx.conf`, `nginx.pid` and the logs.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Puts one text for another in its configuration; it counts after [`Nginx::reload`].
+    pub(crate) fn rewrite(&self, from: &str, to: &str) {
+        let path = self.folder.path().join("nginx.conf");
+        let text = std::fs::read_to_string(&path).expect("it is there");
+        assert!(text.contains(from), "{from} in {text}");
+        std::fs::write(path, text.replace(from, to)).expect("the folder takes files");
+    }
+
+    /// Sends a signal to the master alone.
+    pub(crate) fn tell(&self, signal: &str) {
+        let told = Command::new("kill").args([&format!("-{signal}"), &self.process.pid().to_string()]).status();
+        assert!(told.expect("kill runs").success(), "it runs");
+    }
+
+    pub(crate) fn children(&self) -> Vec<String> {
         let pid = self.process.pid();
         let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
         children.split_whitespace().map(str::to_owned).collect()
@@ -191,6 +212,7 @@ daemon off;
 {root}
 worker_processes 1;
 pid nginx.pid;
+error_log error.log;
 events {{ worker_connections 64; }}
 http {{
     log_format asked '$http_host $request_method $request_uri $status $http_user_agent';

@@ -27,8 +27,13 @@ impl Watched {
     /// Plans what stands below `probes`.
     #[track_caller]
     pub(crate) fn new(probes: &str) -> Self {
-        let text = format!("probes:\n{probes}\n");
-        let config = Config::from_text(Path::new("proctor.yml"), &text).unwrap_or_else(|problems| panic!("{text}{problems:?}"));
+        Self::whole(&format!("probes:\n{probes}\n"))
+    }
+
+    /// Plans the probes of a whole configuration.
+    #[track_caller]
+    pub(crate) fn whole(text: &str) -> Self {
+        let config = Config::from_text(Path::new("proctor.yml"), text).unwrap_or_else(|problems| panic!("{text}{problems:?}"));
         let (changes, mut problems) = (Changes::default(), Problems::new("proctor.yml"));
         let all = app::plan(&config, &Tasks::new(), &changes, &mut problems);
         assert!(problems.is_empty(), "{text}{:?}", problems.into_sorted());
@@ -51,7 +56,17 @@ impl Watched {
 
     /// Runs one probe.
     pub(crate) async fn run(&self, probe: &str) -> ProbeResult {
-        let scheduled = self.target(probe);
+        self.run_scheduled(self.target(probe)).await
+    }
+
+    /// Runs the target of this name.
+    pub(crate) async fn run_target(&self, name: &str) -> ProbeResult {
+        let names: Vec<_> = self.all.iter().map(|scheduled| scheduled.target.target.as_deref()).collect();
+        let scheduled = self.all.iter().find(|scheduled| scheduled.target.target.as_deref() == Some(name));
+        self.run_scheduled(scheduled.unwrap_or_else(|| panic!("{name} among {names:?}"))).await
+    }
+
+    async fn run_scheduled(&self, scheduled: &Scheduled) -> ProbeResult {
         let begin = Instant::now();
         let result = run(scheduled, &self.metrics).await.expect("this host is awake");
         let timeout = scheduled.target.timeout;

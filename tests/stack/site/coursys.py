@@ -3,6 +3,7 @@
     gunicorn --chdir tests/stack/site --workers 3 --bind 127.0.0.1:8000 coursys:application
 
 SITE_DB    host:port or path of the PostgreSQL that /healthcheck asks; without it the database counts as well
+SITE_CRASH file: while it exists, a worker that imports the site dies at once
 SITE_MAIL  folder that takes the mails to ADMINS, one file each; without it they are dropped
 """
 
@@ -11,6 +12,9 @@ import socket
 import time
 
 from django.conf import settings
+
+if os.path.exists(os.environ.get("SITE_CRASH", "/nonexistent")):
+    os._exit(1)
 
 MAIL = os.environ.get("SITE_MAIL")
 
