@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::watch;
 
-use super::{is_state, named, says, told_kinds};
+use super::{is_state, named, says, told_kinds, unasked};
 use crate::support::docker::{Container, Engine, POLITE};
 use crate::support::hostile::{Manner, hostile};
 use crate::support::process::{Process, eventually, program};
@@ -102,22 +102,21 @@ async fn what_happened_while_the_event_stream_was_cut_is_not_lost() {
     let watched = Watched::new(&named(&cut.socket, &format!("containers: [{}]", container.name)));
     let probe = format!("docker/{}", container.name);
     followed(&watched).await;
-    let early = |result: &ProbeResult| value(result, "docker_service_deaths_total", "early");
-    assert_eq!(early(&watched.run(&probe).await), Some(0.0));
+    assert_eq!(unasked(&watched.run(&probe).await), Some(0.0));
     cut.whole.send(false).unwrap();
     watched.until("docker", "it is cut", 30, |result| !result.is_success()).await;
     let before = container.started_at();
     container.dies();
     eventually("docker starts it again", Duration::from_secs(30), || async { (container.started_at() != before).then_some(()) }).await;
     cut.whole.send(true).unwrap();
-    watched.until(&probe, "the death is known", 60, |result| early(result) == Some(1.0)).await;
+    watched.until(&probe, "the death is known", 60, |result| unasked(result) == Some(1.0)).await;
     told_kinds(&watched, &container.name, &[proctor::changes::Kind::Started, proctor::changes::Kind::Died]).await;
     // Cut once more: what is told again after that is taken once.
     cut.whole.send(false).unwrap();
     watched.until("docker", "it is cut", 30, |result| !result.is_success()).await;
     cut.whole.send(true).unwrap();
     watched.until("docker", "it is back", 60, connected).await;
-    assert_eq!(early(&watched.run(&probe).await), Some(1.0));
+    assert_eq!(unasked(&watched.run(&probe).await), Some(1.0));
 }
 
 /// An engine that answers each path as it is told; what is not told is 404.
