@@ -36,6 +36,14 @@ pub(super) struct Stats {
     pub(super) total: BTreeMap<String, u64>,
     #[serde(default)]
     pub(super) pool: Pool,
+    /// With `--autoscale`: the pool then says its smallest size, however large it is.
+    #[serde(default)]
+    autoscaler: Option<Autoscaler>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+struct Autoscaler {
+    max: u32,
 }
 
 /// Its pool.
@@ -148,7 +156,8 @@ impl Node {
 
     /// Returns how many tasks it can run at a time.
     pub(super) fn slots(&self) -> u32 {
-        self.stats.as_ref().and_then(|stats| stats.pool.slots).unwrap_or(0)
+        let most = |stats: &Stats| stats.autoscaler.as_ref().map(|autoscaler| autoscaler.max).or(stats.pool.slots);
+        self.stats.as_ref().and_then(most).unwrap_or(0)
     }
 
     /// Returns how many tasks of a queue it has taken and not begun.
@@ -212,6 +221,8 @@ mod tests {
         let nodes = taken(Command::Stats, r#"{"fast@a": {"pid": 3, "total": {"a.b": 7}, "pool": {"max-concurrency": 2, "processes": [4, 5]}}}"#);
         let stats = nodes["fast@a"].stats.as_ref().expect("is there");
         assert_eq!((stats.pid, stats.total["a.b"], stats.pool.slots), (3, 7, Some(2)));
+        let scaled = r#"{"fast@a": {"pid": 3, "pool": {"max-concurrency": 2}, "autoscaler": {"max": 9, "min": 2, "current": 4, "qty": 0}}}"#;
+        assert_eq!((nodes["fast@a"].slots(), taken(Command::Stats, scaled)["fast@a"].slots()), (2, 9));
         let secret = r#"{"fast@a": {"result_backend": "rpc://", "broker_url": "amqp://u:SECRET@h//"}}"#;
         assert_eq!(taken(Command::Conf, secret)["fast@a"].rpc, Some(true));
         assert_eq!(taken(Command::Conf, r#"{"fast@a": {}}"#)["fast@a"].rpc, Some(false));
