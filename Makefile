@@ -16,7 +16,7 @@ test:
 	@set -e; trap 'tests/stack/stack stop' EXIT; tests/stack/stack start; \
 	REQUIRE_SERVICES=1 $(CARGO) test --locked
 
-## Measures Proctor beside nginx, blackbox_exporter and Monit, and fails where it misses what is wanted (docs/performance.md).
+## Measures Proctor beside nginx, blackbox_exporter, Monit and Celery itself, and fails where it misses what is wanted (docs/performance.md).
 bench:
 	tests/stack/stack bench-install
 	$(CARGO) build --release --locked
@@ -34,7 +34,8 @@ CASES ?= 20000
 test-slow:
 	tests/stack/stack install
 	PROPTEST_CASES=$(CASES) REQUIRE_SERVICES=1 $(CARGO) test --locked --lib
-	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --test it -- hostile_text promql::no_ mail::whatever_the_texts
+	$(CARGO) test --locked --lib -- --ignored --nocapture
+	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --test it -- hostile_text promql::no_ mail::whatever_the_texts probes_broker::no_
 	$(MAKE) deb
 	@set -e; trap 'tests/stack/stack stop' EXIT; tests/stack/stack start; \
 	REQUIRE_SERVICES=1 $(CARGO) test --locked --test it -- --ignored --nocapture

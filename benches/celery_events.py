@@ -17,33 +17,34 @@ app = Celery("bench", broker=sys.argv[2])
 
 
 def receive():
-    from prometheus_client import Counter, Histogram
+    """As celery-exporter does it: names come from Celery's own State, and every counter of a task is made at its first event."""
+    from celery.events.state import State
+    from prometheus_client import Counter, Gauge, Histogram
 
     labels = ["name", "hostname", "queue_name"]
-    kinds = ["sent", "received", "started", "succeeded", "rejected", "revoked", "retried"]
-    counters = {f"task-{kind}": Counter(f"celery_task_{kind}", kind, labels) for kind in kinds}
-    counters["task-failed"] = Counter("celery_task_failed", "failed", [*labels, "exception"])
+    kinds = ["sent", "received", "started", "succeeded", "failed", "rejected", "revoked", "retried"]
+    counters = {f"task-{kind}": Counter(f"celery_task_{kind}", kind, [*labels, *["exception"] * (kind == "failed")]) for kind in kinds}
     runtime = Histogram("celery_task_runtime", "runtime", labels)
-    # celery-exporter keeps them in celery.events.state.State, which costs more than this.
-    names = {}
+    active = Gauge("celery_worker_tasks_active", "active", ["hostname"])
+    state = State()
 
     def take(event):
         kind = event["type"]
-        counter = counters.get(kind)
-        if counter is None:
+        state.event(event)
+        if kind == "worker-heartbeat":
+            active.labels(hostname=event["hostname"].split("@")[-1]).set(event["active"])
+        if not kind.startswith("task-"):
             return
-        if "name" in event:
-            names[event["uuid"]] = event["name"]
-        hostname = event["hostname"].split("@")[-1]
-        values = {"name": names.get(event["uuid"], "unknown"), "hostname": hostname, "queue_name": "celery"}
-        if kind == "task-failed":
-            found = re.match(r"^(\w+)\(", event["exception"])
-            values["exception"] = found[1] if found else "UnknownException"
-        counter.labels(**values).inc()
+        task = state.tasks.get(event["uuid"])
+        of = {"name": task.name, "hostname": task.hostname.split("@")[-1], "queue_name": getattr(task, "queue", "celery")}
+        for name, counter in counters.items():
+            values = dict(of)
+            if name == "task-failed":
+                found = re.match(r"^(\w+)\(", task.exception) if name == kind else None
+                values["exception"] = found[1] if found else ""
+            counter.labels(**values).inc(1 if name == kind else 0)
         if kind == "task-succeeded":
-            del values["queue_name"]
-            runtime.labels(**values, queue_name="celery").observe(event["runtime"])
-            names.pop(event["uuid"], None)
+            runtime.labels(**of).observe(task.runtime)
 
     with app.connection() as connection:
         receiver = app.events.Receiver(connection, handlers={"*": take})
