@@ -346,6 +346,20 @@ impl Session {
         }
     }
 
+    /// Asks whether a mail would be taken, up to the recipient, and takes that back: nothing is sent.
+    ///
+    /// # Errors
+    /// [`SmtpError`].
+    pub async fn rehearse(&mut self, envelope: &Envelope) -> Result<(), SmtpError> {
+        let outcome = self.dialogue.address(envelope).await;
+        let Dialogue { stage, transcript, limits, .. } = &self.dialogue;
+        let error =
+            outcome.err().map(|source| SmtpError { relay: self.relay.clone(), stage: *stage, source, transcript: transcript.clone() });
+        let command = limits.command;
+        self.usable = self.dialogue.ask("RSET", None, command).await.is_ok_and(|reply| reply.is(2));
+        error.map_or(Ok(()), Err)
+    }
+
     /// Says whether another mail can be sent.
     pub fn is_usable(&self) -> bool {
         self.usable
@@ -450,12 +464,18 @@ impl Dialogue {
         expect(reply, 2).map(drop)
     }
 
-    async fn send(&mut self, envelope: &Envelope, message: &[u8]) -> Result<Reply, Cause> {
+    /// Names the sender and the recipient.
+    async fn address(&mut self, envelope: &Envelope) -> Result<(), Cause> {
         let wait = self.limits.command;
         self.stage = Stage::Mail;
         expect(self.ask(&format!("MAIL FROM:<{}>", envelope.from), None, wait).await?, 2)?;
         self.stage = Stage::Rcpt;
-        expect(self.ask(&format!("RCPT TO:<{}>", envelope.to), None, wait).await?, 2)?;
+        expect(self.ask(&format!("RCPT TO:<{}>", envelope.to), None, wait).await?, 2).map(drop)
+    }
+
+    async fn send(&mut self, envelope: &Envelope, message: &[u8]) -> Result<Reply, Cause> {
+        let wait = self.limits.command;
+        self.address(envelope).await?;
         self.stage = Stage::Data;
         expect(self.ask("DATA", None, wait).await?, 3)?;
         let message = stuffed(message);

@@ -87,6 +87,21 @@ pub fn established() -> io::Result<Vec<Sending>> {
     Ok(found)
 }
 
+/// Returns every listening TCP socket of this network namespace with its address.
+///
+/// # Errors
+/// As [`tcp`].
+pub fn listening() -> io::Result<Vec<(SocketAddr, Listener)>> {
+    let mut found = Vec::new();
+    for family in [INET, INET6] {
+        dump(&inet_request(family, LISTEN, 0), |row| {
+            let port = row.get(4..6).and_then(|port| port.try_into().ok()).map(u16::from_be_bytes);
+            found.extend(inet_row(row).zip(port).map(|((ip, listener), port)| (SocketAddr::new(ip, port), listener)));
+        })?;
+    }
+    Ok(found)
+}
+
 /// Returns the accept queue of whoever would take a connection to `address`: the sum where several share the port
 /// (`SO_REUSEPORT`), nothing where nobody listens in this network namespace.
 ///

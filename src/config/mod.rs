@@ -171,6 +171,7 @@ pub fn keys() -> Vec<&'static str> {
         remediate::systemd::SystemdConfig::KEYS,
         remediate::docker::DockerConfig::KEYS,
         remediate::webhook::WebhookConfig::KEYS,
+        crate::probe::host::MailConfig::KEYS,
     ];
     sections.into_iter().chain(crate::probe::KEYS.iter().copied()).flatten().map(|key| key.name).collect()
 }

@@ -431,6 +431,8 @@ kinds! {
     http: HttpConfig,
     /// Asks a TCP port: connect, optionally send, optionally expect.
     tcp: TcpConfig,
+    /// Looks at the host itself: disks, memory and load, new ports, the clock, the way of the mail.
+    host: HostConfig,
     /// Hears what a job reports by itself, such as a line of cron or the site's own checks.
     heartbeat: HeartbeatConfig [shared],
     /// Runs a program and judges by how it ends: a script, or a plugin of Nagios.

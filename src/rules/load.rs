@@ -31,6 +31,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("built-in/command.yml", include_str!("../../alerts/command.yml")),
     ("built-in/file.yml", include_str!("../../alerts/file.yml")),
     ("built-in/heartbeat.yml", include_str!("../../alerts/heartbeat.yml")),
+    ("built-in/host.yml", include_str!("../../alerts/host.yml")),
     ("built-in/elasticsearch.yml", include_str!("../../alerts/elasticsearch.yml")),
     ("built-in/gunicorn.yml", include_str!("../../alerts/gunicorn.yml")),
     ("built-in/markup.yml", include_str!("../../alerts/markup.yml")),

@@ -30,6 +30,7 @@ mod probes_data;
 mod probes_docker;
 mod probes_gunicorn;
 mod probes_heartbeat;
+mod probes_host;
 mod probes_markup;
 mod probes_mysql;
 mod probes_nginx;

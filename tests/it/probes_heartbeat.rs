@@ -162,6 +162,7 @@ async fn a_job_that_does_not_come_is_overdue_and_what_was_reported_survives_kill
     proctor.start();
     proctor.shows("heartbeat_runs_too_long{probe=\"job\"} 1", SOON).await;
     assert!(wrapped(&proctor, &["true"]).status().expect("it runs").success());
+    proctor.shows("heartbeat_runs_too_long{probe=\"job\"} 0", SOON).await;
 }
 
 /// Sends a request and returns the answer's first line and its body.

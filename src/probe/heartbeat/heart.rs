@@ -173,14 +173,13 @@ impl Heart {
             }
             Report::Ended { run, ended } => {
                 let run = cut(&run, MAX_RUN);
-                match self.open.iter().rposition(|open| open.run == run) {
-                    Some(at) => drop(self.open.remove(at)),
-                    // Its begin was not heard: it is known from how long it took.
-                    None => {
-                        let took = ended.duration_seconds.and_then(|took| Duration::try_from_secs_f64(took).ok()).unwrap_or_default();
-                        self.heard_at = self.heard_at.max(Some(now - took));
-                    }
-                }
+                let began = self.open.iter().rev().find(|open| open.run == run).map(|open| open.at);
+                // Where its begin was not heard, it is known from how long it took.
+                let took = ended.duration_seconds.and_then(|took| Duration::try_from_secs_f64(took).ok()).unwrap_or_default();
+                let began = began.unwrap_or(now - took);
+                self.heard_at = self.heard_at.max(Some(began));
+                // A run that a later one has outlived was killed, or nobody told of its end.
+                self.open.retain(|open| open.run != run && open.at > began);
                 let ended = bounded(ended);
                 self.runs += 1;
                 if ended.is_well() {
@@ -228,10 +227,7 @@ impl Heart {
             let once = Self { heard_at: Some(begun), since: begun, ..Self::new("", "", begun) };
             at_most.map(|at_most| begun + at_most).or_else(|| once.due(expected).map(|(_, latest)| latest + grace))
         };
-        // A run that another one has outlived is given up: it was killed, or nobody told of its end.
-        let ended = self.last.as_ref().map(|(at, _)| *at);
-        let open = self.open.iter().filter(|open| at_most.is_some() || ended.is_none_or(|ended| ended < open.at));
-        open.filter(|open| until(open.at).is_some_and(|until| now > until)).map(|open| Stuck { since: open.at }).min_by_key(|stuck| stuck.since)
+        self.open.iter().filter(|open| until(open.at).is_some_and(|until| now > until)).map(|open| Stuck { since: open.at }).min_by_key(|stuck| stuck.since)
     }
 
     pub(super) fn last(&self) -> Option<(Timestamp, &Ended)> {
@@ -387,7 +383,7 @@ mod tests {
         heart.take(Report::Started { run: "2".into() }, at("2026-03-03T02:30:00Z"));
         heart.take(Report::Ended { run: "2".into(), ended: Ended::default() }, at("2026-03-03T02:35:00Z"));
         assert_eq!(stuck(&heart, None, "2026-03-03T02:45:00Z"), None);
-        assert_eq!(heart.running_since(), Some(begun));
+        assert_eq!(heart.running_since(), None, "the first was killed");
         heart.take(Report::Ended { run: "1".into(), ended: Ended::default() }, at("2026-03-03T02:50:00Z"));
         assert_eq!((heart.running_since(), heart.runs), (None, 2));
         for run in 0..100 {
