@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PROCTOR_STACK ?= /tmp/proctor-stack
 
-.PHONY: run test bench test-slow deb lint promtool3-verdicts
+.PHONY: run test bench test-slow deb lint promtool3-verdicts dashboards
 
 ## Builds Proctor and starts it with nothing configured: it looks at the host and watches what it finds.
 run:
@@ -39,6 +39,10 @@ test-slow:
 	$(MAKE) deb
 	@set -e; trap 'tests/stack/stack stop' EXIT; tests/stack/stack start; \
 	REQUIRE_SERVICES=1 $(CARGO) test --locked --test it -- --ignored --nocapture
+
+## Writes the JSON of the dashboards from dashboards/dashboards.yml.
+dashboards:
+	UPDATE_DASHBOARDS=1 $(CARGO) test --locked --test it -- dashboards::the_json
 
 lint:
 	$(CARGO) fmt --check

@@ -63,6 +63,7 @@
 //! | `src/cli` | one file per command; what systemd is told of `serve` |
 //! | `templates` | the HTML of the status page and of mails |
 //! | `alerts` | Prometheus rule files, used by Proctor and by Prometheus unchanged; `alerts/tests` in promtool's format |
+//! | `dashboards` | Grafana dashboards, written from `dashboards.yml` by `make dashboards` |
 //! | `docs` | pages for people; what they show is run by tests |
 //! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
 //! | `docs/performance.md` | what Proctor costs in time and memory |

@@ -11,6 +11,7 @@ mod acceptance;
 mod architecture;
 mod commands;
 mod config;
+mod dashboards;
 mod docs;
 mod durability;
 mod exposition;
