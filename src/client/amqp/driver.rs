@@ -7,8 +7,9 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::BytesMut;
+use futures_util::FutureExt;
 use tokio::io::{AsyncWriteExt, WriteHalf};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -31,8 +32,14 @@ pub const QUESTIONS: usize = 64;
 /// No question waits longer, whatever its caller does.
 pub const RPC_LIMIT: Duration = Duration::from_secs(60);
 
+/// After messages that nobody waits for in haste ([`super::Consumer::several`]), the next are read together, as much
+/// later: being woken for each costs far more than taking it.
+pub const REST: Duration = Duration::from_millis(50);
+
 /// How long a goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
+/// What is awaited when nothing is.
+const STANDING: &str = "a standing connection";
 /// The most bytes that wait to be written.
 const MAX_OUTGOING: usize = 4 << 20;
 
@@ -84,6 +91,42 @@ pub(super) struct Sink {
     pub(super) messages: mpsc::Sender<Message>,
     pub(super) queued: Arc<AtomicUsize>,
     pub(super) missed: Arc<AtomicU64>,
+}
+
+/// How many wait in haste for a message.
+#[derive(Default)]
+pub(super) struct Haste {
+    waiting: AtomicUsize,
+    begun: Notify,
+}
+
+/// One of them, until dropped.
+pub(super) struct Hasty<'a>(&'a Haste);
+
+impl Haste {
+    /// Begins to wait: the driver rests no longer.
+    pub(super) fn begin(&self) -> Hasty<'_> {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+        self.begun.notify_one();
+        Hasty(self)
+    }
+}
+
+impl Drop for Hasty<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// What a driver does next with its socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turn {
+    /// Waits until something comes.
+    Read,
+    /// Has more already; first those who consume may take what they were given.
+    Yield,
+    /// Lets messages gather.
+    Rest,
 }
 
 /// A question whose answer has not come.
@@ -159,8 +202,9 @@ pub(super) struct Driver {
     channel_max: u16,
     pending: VecDeque<Pending>,
     beat: Duration,
-    /// When the last frame came.
-    heard: Instant,
+    haste: Arc<Haste>,
+    /// Whether a message was handed on since the last turn.
+    delivered: bool,
 }
 
 impl Driver {
@@ -170,6 +214,7 @@ impl Driver {
         writer: WriteHalf<Stream>,
         channel_max: u16,
         beat: Duration,
+        haste: Arc<Haste>,
     ) -> (Self, mpsc::Sender<Command>, watch::Receiver<State>) {
         let (commands, orders) = mpsc::channel(QUESTIONS);
         let (state, seen) = watch::channel(State::default());
@@ -183,7 +228,8 @@ impl Driver {
             channel_max,
             pending: VecDeque::new(),
             beat,
-            heard: Instant::now(),
+            haste,
+            delivered: false,
         };
         (driver, commands, seen)
     }
@@ -191,9 +237,20 @@ impl Driver {
     /// Moves the connection until it ends, everybody has let go of it, or Proctor stops.
     pub(super) async fn drive(mut self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(self.beat / 2);
+        let mut rest = std::pin::pin!(tokio::time::sleep(REST));
         let error = loop {
+            let turn = match self.turn() {
+                Ok(turn) => turn,
+                Err(error) => break error,
+            };
+            if turn == Turn::Rest {
+                rest.as_mut().reset(Instant::now() + REST);
+            }
             let step = tokio::select! {
-                frame = self.reading.frame("a standing connection") => frame.and_then(|frame| self.accept(frame)),
+                filled = self.reading.fill(STANDING), if turn == Turn::Read => filled,
+                () = tokio::task::yield_now(), if turn == Turn::Yield => Ok(()),
+                () = &mut rest, if turn == Turn::Rest => Ok(()),
+                () = self.haste.begun.notified(), if turn == Turn::Rest => Ok(()),
                 written = self.writer.write_buf(&mut self.outgoing), if !self.outgoing.is_empty() => {
                     written.map(drop).map_err(|error| NetError::Io(error).into())
                 }
@@ -222,6 +279,22 @@ impl Driver {
         }
     }
 
+    /// Hands out what has come, and says how to go on.
+    fn turn(&mut self) -> Result<Turn, AmqpError> {
+        while let Some(frame) = self.reading.take()? {
+            self.accept(frame)?;
+        }
+        let hurried = !self.pending.is_empty() || self.haste.waiting.load(Ordering::SeqCst) > 0;
+        if !std::mem::take(&mut self.delivered) || hurried {
+            return Ok(Turn::Read);
+        }
+        // Only once the socket is empty: what is sent faster is read as fast as before.
+        Ok(match self.reading.fill(STANDING).now_or_never() {
+            None => Turn::Rest,
+            Some(filled) => filled.map(|()| Turn::Yield)?,
+        })
+    }
+
     /// Says goodbye: a socket that is just closed is a warning in the broker's log.
     async fn goodbye(&mut self, first: bool) -> Result<(), AmqpError> {
         if first {
@@ -243,7 +316,7 @@ impl Driver {
     }
 
     fn beat(&mut self) -> Result<(), AmqpError> {
-        if self.heard.elapsed() > self.beat * 2 {
+        if self.reading.heard.elapsed() > self.beat * 2 {
             return Err(AmqpError::Silent);
         }
         if let Some(late) = self.pending.iter().find(|pending| pending.reply.is_some() && pending.since.elapsed() > RPC_LIMIT) {
@@ -302,7 +375,6 @@ impl Driver {
     }
 
     fn accept(&mut self, frame: Frame) -> Result<(), AmqpError> {
-        self.heard = Instant::now();
         match frame {
             Frame::Heartbeat => Ok(()),
             Frame::Method(0, id, method) => self.accept_own(id, method),
@@ -316,7 +388,8 @@ impl Driver {
                 content.left = Some(size);
                 content.too_large = size > MAX_BODY as u64;
                 content.message.properties = properties;
-                lane.complete();
+                let whole = lane.complete();
+                self.delivered |= whole;
                 Ok(())
             }
             Frame::Body(channel, bytes) => {
@@ -330,7 +403,8 @@ impl Driver {
                 if !content.too_large && content.tag.is_some() {
                     content.message.body.extend_from_slice(&bytes);
                 }
-                lane.complete();
+                let whole = lane.complete();
+                self.delivered |= whole;
                 Ok(())
             }
         }
@@ -344,7 +418,7 @@ impl Driver {
         match method {
             Method::Close { code, text } => {
                 self.outgoing.extend_from_slice(&Arguments::of(wire::CLOSE_OK).frame(0));
-                Err(AmqpError::Closed { during: "a standing connection", code, text })
+                Err(AmqpError::Closed { during: STANDING, code, text })
             }
             Method::Blocked(reason) => {
                 // What was asked will be answered when the block is over: the callers need not wait for that.
@@ -449,16 +523,17 @@ impl Driver {
 }
 
 impl Lane {
-    /// Hands a message on if it is whole, or counts it as missed.
-    fn complete(&mut self) {
-        let Some(Content { tag, too_large, message, .. }) = self.content.take_if(|content| content.left == Some(0)) else { return };
-        let Some(sink) = tag.and_then(|tag| self.consumers.get(&tag)) else { return };
+    /// Hands a message on if it is whole, or counts it as missed; says whether it was whole and somebody's.
+    fn complete(&mut self) -> bool {
+        let Some(Content { tag, too_large, message, .. }) = self.content.take_if(|content| content.left == Some(0)) else { return false };
+        let Some(sink) = tag.and_then(|tag| self.consumers.get(&tag)) else { return false };
         let size = message.body.len();
         let queued = sink.queued.fetch_add(size, Ordering::Relaxed) + size;
         if too_large || queued > MAX_QUEUED || sink.messages.try_send(message).is_err() {
             sink.queued.fetch_sub(size, Ordering::Relaxed);
             sink.missed.fetch_add(1, Ordering::Relaxed);
         }
+        true
     }
 }
 

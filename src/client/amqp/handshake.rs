@@ -1,12 +1,13 @@
 //! Connecting, from the name to the open virtual host.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::BytesMut;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::time::Instant;
 
-use super::driver::{CHANNELS, Driver, unexpected};
+use super::driver::{CHANNELS, Driver, Haste, unexpected};
 use super::link::Link;
 use super::wire::{self, Arguments, Frame, FrameError, Id, Method, Value};
 use super::{AmqpError, FRAME_MAX, Settings, Told};
@@ -39,26 +40,42 @@ pub struct Handshake {
 pub(super) struct Reading {
     stream: ReadHalf<Stream>,
     incoming: BytesMut,
+    /// When something last came.
+    pub(super) heard: Instant,
     pub(super) endpoint: Endpoint,
 }
+
+/// How much is read at once: whole frames, and several small messages.
+const READ: usize = 2 * FRAME_MAX as usize;
 
 impl Reading {
     /// Returns the next frame; nothing is lost if it is dropped meanwhile.
     pub(super) async fn frame(&mut self, during: &'static str) -> Result<Frame, AmqpError> {
         loop {
-            match wire::take_frame(&mut self.incoming) {
-                Ok(Some(frame)) => return Ok(frame),
-                Ok(None) => {}
-                Err(FrameError::TooLarge) => return Err(NetError::TooLarge { limit: FRAME_MAX as usize }.into()),
-                Err(FrameError::Protocol(found)) => return Err(AmqpError::Protocol(found)),
+            if let Some(frame) = self.take()? {
+                return Ok(frame);
             }
-            self.incoming.reserve(FRAME_MAX as usize);
-            match self.stream.read_buf(&mut self.incoming).await {
-                Ok(0) => return Err(AmqpError::Eof { during }),
-                Ok(_) => {}
-                Err(error) => return Err(NetError::Io(error).into()),
-            }
+            self.fill(during).await?;
         }
+    }
+
+    /// Returns the next frame if it is here.
+    pub(super) fn take(&mut self) -> Result<Option<Frame>, AmqpError> {
+        wire::take_frame(&mut self.incoming).map_err(|error| match error {
+            FrameError::TooLarge => NetError::TooLarge { limit: FRAME_MAX as usize }.into(),
+            FrameError::Protocol(found) => AmqpError::Protocol(found),
+        })
+    }
+
+    /// Waits for more; nothing is lost if it is dropped meanwhile.
+    pub(super) async fn fill(&mut self, during: &'static str) -> Result<(), AmqpError> {
+        self.incoming.reserve(READ);
+        match self.stream.read_buf(&mut self.incoming).await {
+            Ok(0) => return Err(AmqpError::Eof { during }),
+            Ok(_) => self.heard = Instant::now(),
+            Err(error) => return Err(NetError::Io(error).into()),
+        }
+        Ok(())
     }
 }
 
@@ -77,7 +94,7 @@ pub(super) async fn connect(settings: &Settings, name: &str, told: Told<'_>) -> 
     }
     let begin = Instant::now();
     let (stream, mut writer) = tokio::io::split(stream);
-    let mut reading = Reading { stream, incoming: BytesMut::new(), endpoint: endpoint.clone() };
+    let mut reading = Reading { stream, incoming: BytesMut::new(), heard: begin, endpoint: endpoint.clone() };
     let mut waiting = |what: &str, hint: &str| told(Reason::AnswerTimeout, format!("{endpoint}: {phases}, waiting for {what}{hint}"));
     waiting("connection.start", ": the broker is still starting, overloaded or frozen");
     let mut handshake = Handshake { phases, ..Handshake::default() };
@@ -119,8 +136,9 @@ pub(super) async fn connect(settings: &Settings, name: &str, told: Told<'_>) -> 
     writer.write_all(&[tune_ok.frame(0), open.frame(0)].concat()).await.map_err(write)?;
     reading.expect(&mut writer, "connection.open", wire::OPEN_OK).await?;
     handshake.open = begin.elapsed();
-    let (driver, commands, state) = Driver::new(reading, writer, channel_max, beat);
-    Ok((Link::over(commands, state, handshake), driver))
+    let haste = Arc::<Haste>::default();
+    let (driver, commands, state) = Driver::new(reading, writer, channel_max, beat, haste.clone());
+    Ok((Link::over(commands, state, haste, handshake), driver))
 }
 
 fn client_properties(name: &str) -> wire::Table {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-use super::driver::{Answer, Command, Expects, MAX_MESSAGES, Question, Sink, State, unexpected};
+use super::driver::{Answer, Command, Expects, Haste, MAX_MESSAGES, Question, Sink, State, unexpected};
 use super::wire::{self, Arguments, Properties, Value};
 use super::{AmqpError, Handshake};
 
@@ -16,6 +16,7 @@ pub struct Link(Arc<Line>);
 struct Line {
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<State>,
+    haste: Arc<Haste>,
     handshake: Handshake,
     /// The channel for passive declares: the broker closes it when it refuses one.
     asking: Mutex<Option<u16>>,
@@ -53,6 +54,9 @@ impl Drop for Open {
     }
 }
 
+/// The most messages that are taken together.
+const SEVERAL: usize = 100;
+
 /// A queue as the broker declares it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Declared {
@@ -87,8 +91,8 @@ pub enum Routed {
 }
 
 impl Link {
-    pub(super) fn over(commands: mpsc::Sender<Command>, state: watch::Receiver<State>, handshake: Handshake) -> Self {
-        Self(Arc::new(Line { commands, state, handshake, asking: Mutex::default() }))
+    pub(super) fn over(commands: mpsc::Sender<Command>, state: watch::Receiver<State>, haste: Arc<Haste>, handshake: Handshake) -> Self {
+        Self(Arc::new(Line { commands, state, haste, handshake, asking: Mutex::default() }))
     }
 
     /// Returns what is known since it was opened.
@@ -276,13 +280,35 @@ impl Consumer {
     /// # Errors
     /// Why none will come; begin anew then.
     pub async fn next(&mut self) -> Result<Message, AmqpError> {
-        match self.messages.recv().await {
-            Some(message) => {
-                self.queued.fetch_sub(message.body.len(), Ordering::Relaxed);
-                Ok(message)
+        let message = match self.messages.try_recv() {
+            Ok(message) => Some(message),
+            Err(_) => {
+                let _hasty = self.open.line.haste.begin();
+                self.messages.recv().await
             }
-            None => Err(self.open.line.ended().unwrap_or(AmqpError::Cancelled)),
+        };
+        let message = message.ok_or_else(|| self.why())?;
+        self.queued.fetch_sub(message.body.len(), Ordering::Relaxed);
+        Ok(message)
+    }
+
+    /// Waits for messages, and appends those that are there, at most [`SEVERAL`]. Where they come one after the other
+    /// and nobody waits for one with [`Consumer::next`], they may come [`super::REST`] late.
+    ///
+    /// # Errors
+    /// Why none will come; begin anew then.
+    pub async fn several(&mut self, into: &mut Vec<Message>) -> Result<(), AmqpError> {
+        let before = into.len();
+        if self.messages.recv_many(into, SEVERAL).await == 0 {
+            return Err(self.why());
         }
+        let size = into[before..].iter().map(|message| message.body.len()).sum();
+        self.queued.fetch_sub(size, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn why(&self) -> AmqpError {
+        self.open.line.ended().unwrap_or(AmqpError::Cancelled)
     }
 
     /// How many messages were left out since the start: too large, or this was not read fast enough.

@@ -35,7 +35,7 @@
 //! let mut publisher = broker.canary(told).await?.publisher().await?;
 //! publisher.publish("celery.pidbox", "", &properties, body).await?; // Err(Refused 404): no worker ever connected
 //! let answer = answers.next().await?;                               // headers: ticket; body: JSON
-//! // celeryev: channel.bind(&queue, "celeryev", "#"), then answers.next() without end; answers.missed() counts losses.
+//! // celeryev: channel.bind(&queue, "celeryev", "#"), then answers.several() without end; answers.missed() counts losses.
 //! // direct reply-to: consume DIRECT_REPLY on the publisher itself, then publish with reply_to: DIRECT_REPLY.
 //! let mut replies = publisher.consume(DIRECT_REPLY).await?;
 //! let routed = publisher.publish("", "markdown2html_queue", &properties, body).await?; // Routed::Nowhere: no such queue
@@ -73,7 +73,7 @@ use crate::model::duration::print_measured;
 use crate::model::{Reason, Secret};
 use crate::tasks::Tasks;
 
-pub use driver::{CHANNELS, MAX_BODY, MAX_MESSAGES, MAX_QUEUED, QUESTIONS, RPC_LIMIT};
+pub use driver::{CHANNELS, MAX_BODY, MAX_MESSAGES, MAX_QUEUED, QUESTIONS, REST, RPC_LIMIT};
 pub use handshake::Handshake;
 pub use link::{Canary, Channel, Consumer, Declared, Link, Message, Publisher, Routed};
 pub use wire::{FRAME_MAX, MAX_DEPTH, Properties, Table, Value};

@@ -269,8 +269,9 @@ impl Canaries {
 
 /// Takes answers until the connection ends.
 async fn listen(mut answers: Consumer, lines: Arc<Lines>) {
-    while let Ok(answer) = answers.next().await {
-        lines.take(&answer);
+    let mut several = Vec::new();
+    while answers.several(&mut several).await.is_ok() {
+        several.drain(..).for_each(|answer| lines.take(&answer));
     }
     // What was to be answered there cannot be any more.
     for line in lines.lock().values_mut() {

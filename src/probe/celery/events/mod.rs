@@ -182,12 +182,17 @@ async fn attend(link: &Link, heard: &Heard) -> Result<std::convert::Infallible, 
     }
     lock(&heard.tally).listening = Some(tasks::now());
     *lock(&heard.deaf) = None;
+    let mut messages = Vec::new();
     loop {
-        let message = events.next().await?;
+        events.several(&mut messages).await?;
         lock(&heard.missed).now = events.missed();
-        // JSON whatever it says to be: what is none is counted.
-        if lock(&heard.tally).take(&message.body, tasks::now()) == Changed::Workers {
-            heard.changed.notify_one();
+        let now = tasks::now();
+        let mut tally = lock(&heard.tally);
+        for message in messages.drain(..) {
+            // JSON whatever it says to be: what is none is counted.
+            if tally.take(&message.body, now) == Changed::Workers {
+                heard.changed.notify_one();
+            }
         }
     }
 }
