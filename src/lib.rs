@@ -44,13 +44,13 @@
 //! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret: plain types, no I/O, no clock |
 //! | `src/metrics.rs` | every `proctor_*` metric: name, help, labels; the only place that registers one |
 //! | `src/tasks.rs` | the clock, named supervised tasks and whether their loops come round, the staged stop |
-//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), http, amqp, sql (one standing connection to a database), docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), program (runs one), secret files |
+//! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), reach (which hosts were reached), http, amqp, sql (one standing connection to a database), docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), program (runs one), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
 //! | `src/changes` | what changed on the host lately, from jobs, events, files; bounded |
 //! | `src/alerts.rs` | the table of what is active now, with a change signal |
 //! | `src/store` | what survives a crash: memory is the truth, written through to SQLite, each record with a checksum |
-//! | `src/mute` | why something is not said now: silence, acknowledgement, hold, maintenance, first look and boot, `depends_on`, our own actions |
+//! | `src/mute` | why something is not said now: silence, acknowledgement, hold, maintenance, first look and boot, `depends_on`, our own actions, we cannot see |
 //! | `src/probe` | the trait, the scheduler, and one file or folder per service; what a probe must know over a restart it keeps in the store |
 //! | `src/promql` | evaluates a parsed expression at one instant over the window |
 //! | `src/notify` | route, dispatch, dedup, message, outbox, email, webhook |

@@ -143,6 +143,8 @@ metrics! {
     hold_active: IntGauge = "hold_active",
     /// 1 while the site is down on purpose
     maintenance_active: IntGauge = "maintenance_active",
+    /// 1 while Proctor cannot see: names do not resolve, the gateway is silent, or most hosts beyond this one are missed
+    cannot_see: IntGauge = "cannot_see",
     /// 1 if the last reload of the configuration was taken, 0 if it was refused
     config_reload_ok: IntGauge = "config_last_reload_successful",
     /// When the configuration was last taken, in seconds since the epoch

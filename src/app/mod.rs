@@ -12,6 +12,7 @@ mod life;
 mod operate;
 mod paths;
 mod repairing;
+mod seeing;
 mod telling;
 mod view;
 
@@ -287,6 +288,8 @@ impl App {
         app.tasks.spawn("remediate", app.runner.clone().run());
         let housekeeping = app.clone();
         app.tasks.spawn_until_stopped("housekeeping", async move { housekeeping.keep_house().await });
+        let seeing = app.clone();
+        app.tasks.spawn_until_stopped("sight", async move { seeing.look_beyond().await });
         let config = app.loaded().config;
         match web::start(&config.web, app.pages(), app.metrics.clone(), &app.tasks).await {
             Ok(address) => *app.web.lock().unwrap_or_else(PoisonError::into_inner) = Some(address),
@@ -404,16 +407,20 @@ impl App {
             let now = tasks::now();
             self.metrics.clock_offset.set((tasks::wall_now().0 - now.0) as f64 / 1000.0);
             self.metrics.window_series.set(i64::try_from(self.window.series_count()).unwrap_or(i64::MAX));
-            let labels = self.loaded().config.site.labels.clone();
-            let up = (labels.with([(crate::model::labels::NAME, "up")]), 1.0);
-            let own = view::own_samples(&self.metrics.encode(), &labels);
-            self.window.accept("proctor", now, own.into_iter().chain([up]));
+            self.own_into_window(now);
             for latest in self.snapshot.all() {
                 if latest.result.as_ref().is_some_and(|result| now.since(result.at) > latest.target.valid_for()) {
                     self.window.forget_owner(&latest.target.to_string(), now);
                 }
             }
         }
+    }
+
+    fn own_into_window(&self, now: Timestamp) {
+        let labels = self.loaded().config.site.labels.clone();
+        let up = (labels.with([(crate::model::labels::NAME, "up")]), 1.0);
+        let own = view::own_samples(&self.metrics.encode(), &labels);
+        self.window.accept("proctor", now, own.into_iter().chain([up]));
     }
 
     fn pages(self: &Arc<Self>) -> Pages {
@@ -444,7 +451,9 @@ impl App {
             .store
             .degraded()
             .map(|why| format!("The state cannot be written ({why}): Proctor goes on from memory and repairs nothing."));
-        degraded.into_iter().chain(self.store.notices()).chain(self.outbox.problems()).collect()
+        let lost = self.mutes.lock().unwrap_or_else(PoisonError::into_inner).sight.lost().cloned();
+        let unseen = lost.map(|(since, why)| format!("Proctor cannot see since {since}: {why}."));
+        degraded.into_iter().chain(unseen).chain(self.store.notices()).chain(self.outbox.problems()).collect()
     }
 
     /// Stops everything in the order of the flow, within [`STOP_WITHIN`]; returns the names of tasks that were stuck.

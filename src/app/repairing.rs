@@ -76,6 +76,7 @@ pub(super) fn withheld(
             view: super::telling::view(&targets, &starting),
             maintenance: &maintenance,
             holds: &mutes.holds,
+            sight: &mutes.sight,
             silences: &mutes.silences,
             acks: &mutes.acks,
             actions: &[],

@@ -13,6 +13,7 @@ use crate::config::Config;
 use crate::mute::ack::Acks;
 use crate::mute::hold::Holds;
 use crate::mute::maintenance::{MaintenanceMark, MaintenanceWatch};
+use crate::mute::sight::SightWatch;
 use crate::mute::silence::Silences;
 use crate::mute::startup::{FIRST_LOOK_RUNS, FirstLook, Startup, StartupView};
 use crate::notify::NotifyConfig;
@@ -36,6 +37,7 @@ pub(super) fn mutes(config: &Config, store: &Store) -> Mutes {
         startup: Startup::new(&config.startup, tasks::now(), super::booting::boot_time(), store.get::<FirstLook>(FirstLook::KEY)),
         maintenance: MaintenanceWatch::new(&config.maintenance, store.get::<MaintenanceMark>(MaintenanceMark::KEY)),
         holds: Holds::new(store.all()),
+        sight: SightWatch::default(),
         silences: Silences::new(store.all()),
         acks: Acks::new(store.all()),
     }
@@ -89,7 +91,11 @@ pub(super) fn view(targets: &[Latest], starting: &super::booting::Starting) -> S
 impl App {
     /// Starts the dispatcher and the look-out for maintenance, if anybody is to be told.
     pub(super) fn start_telling(&self, loaded: &Loaded, scheduler: &Scheduler, tasks: &Tasks) {
-        *self.mutes.lock().unwrap_or_else(PoisonError::into_inner) = mutes(&loaded.config, &self.store);
+        {
+            let mut now = self.mutes.lock().unwrap_or_else(PoisonError::into_inner);
+            // What Proctor sees is no matter of the configuration.
+            *now = Mutes { sight: std::mem::take(&mut now.sight), ..mutes(&loaded.config, &self.store) };
+        }
         self.outbox.reconfigure(ways(&loaded.config));
         let (files, mutes, store, wake) =
             (loaded.config.maintenance.files.clone(), self.mutes.clone(), self.store.clone(), self.wake.clone());

@@ -6,6 +6,7 @@ pub mod http;
 pub mod net;
 pub mod process;
 pub mod program;
+pub mod reach;
 pub mod secret;
 pub mod smtp;
 pub mod sock_diag;

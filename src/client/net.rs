@@ -21,6 +21,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::reach::{self, Attempt, Met};
 use crate::model::decode::{self, Decode};
 use crate::model::duration::print_measured;
 use crate::model::yaml::Node;
@@ -153,6 +154,8 @@ impl NetError {
         match self {
             Self::Resolve { .. } => Reason::Resolve,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::TimedOut => Reason::ConnectTimeout,
+            // Nobody refused: there is no way there.
+            Self::Connect { source, .. } if reach::no_way(source) => Reason::ConnectTimeout,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => Reason::Forbidden,
             Self::Connect { source, .. } if source.kind() == io::ErrorKind::NotFound => Reason::Missing,
             // Our own fault, and none of the service's: EMFILE, ENFILE.
@@ -291,9 +294,12 @@ pub async fn connect(endpoint: &Endpoint, phases: &mut Phases) -> Result<Stream,
 pub async fn lookup(endpoint: &Endpoint, phases: &mut Phases) -> Result<Vec<SocketAddr>, NetError> {
     let Endpoint::Tcp { host, port } = endpoint else { return Ok(Vec::new()) };
     let begin = Instant::now();
-    let addresses = resolve(host, *port).await?;
-    phases.resolve = Some(begin.elapsed());
-    Ok(addresses)
+    let attempt = Attempt::new(endpoint, Met::Unresolved);
+    let resolved = resolve(host, *port).await;
+    phases.resolve = resolved.is_ok().then(|| begin.elapsed());
+    // Where it went well, connecting says more.
+    attempt.came_to(resolved.as_ref().err().map(|error| reach::of_lookup(error)));
+    resolved
 }
 
 /// The second half of [`connect`]: tries the addresses in their order.
@@ -308,10 +314,14 @@ pub async fn connect_to(endpoint: &Endpoint, addresses: &[SocketAddr], phases: &
         phases.connect = Some(begin.elapsed());
         return Ok(Stream::Unix(stream));
     }
+    // A name of this very host says that names resolve, and nothing of the way out.
+    let here = addresses.iter().all(|address| address.ip().is_loopback());
+    let attempt = Attempt::new(endpoint, if here { Met::Reached } else { Met::Missed });
     let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     for address in addresses {
         match TcpStream::connect(address).await {
             Ok(stream) => {
+                attempt.came_to(Some(Met::Reached));
                 phases.connect = Some(begin.elapsed());
                 phases.peer = Some(*address);
                 // Probes send little and wait for the answer: Nagle's algorithm would only delay them.
@@ -321,6 +331,7 @@ pub async fn connect_to(endpoint: &Endpoint, addresses: &[SocketAddr], phases: &
             Err(error) => last = error,
         }
     }
+    attempt.came_to(if here { Some(Met::Reached) } else { reach::of_connect(&last) });
     Err(failed(last))
 }
 
@@ -514,6 +525,16 @@ mod tests {
         for text in ["", "80", ":80", "host", "host:0", "host:x", "::1:80", "unix:relative", "a b:1", "user@host:1"] {
             assert_eq!(Endpoint::parse(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn where_there_is_no_way_nobody_has_refused() {
+        let reason = |number| {
+            let endpoint = Endpoint::parse("192.0.2.1:80").expect("is one");
+            NetError::Connect { endpoint, source: io::Error::from_raw_os_error(number) }.reason()
+        };
+        // ENETUNREACH, EHOSTUNREACH, ECONNREFUSED.
+        assert_eq!([101, 113, 111].map(reason), [Reason::ConnectTimeout, Reason::ConnectTimeout, Reason::Refused]);
     }
 
     #[tokio::test]

@@ -34,7 +34,7 @@ reasons! {
     Resolve = "resolve",
     /// The port is closed.
     Refused = "refused",
-    /// The connection is not accepted in time.
+    /// The connection is not accepted in time, or there is no way to the host.
     ConnectTimeout = "connect_timeout",
     /// Connected, but the answer does not come in time.
     AnswerTimeout = "answer_timeout",

@@ -1,12 +1,14 @@
 //! Why something is not said now. Pure: `now` is an argument, facts are handed in.
 //!
 //! The order of [`why`] is fixed, from what holds for everything to what holds for one alert, so that `explain` and
-//! mails name the widest cause: startup, maintenance, hold, silence, acknowledgement, our own action, a failing parent, told already.
+//! mails name the widest cause: startup, maintenance, hold, we cannot see, silence, acknowledgement, our own action, a failing
+//! parent, told already.
 
 pub mod ack;
 pub mod depends;
 pub mod hold;
 pub mod maintenance;
+pub mod sight;
 pub mod silence;
 pub mod startup;
 
@@ -18,6 +20,7 @@ pub use ack::{Ack, Acks};
 pub use depends::{Depends, DependsError, Failing, FailingProbes};
 pub use hold::{Hold, Holds};
 pub use maintenance::{Maintenance, MaintenanceConfig, MaintenanceMark, MaintenanceWatch};
+pub use sight::SightWatch;
 pub use silence::{Silence, Silences};
 pub use startup::{FirstLook, Quiet, Startup, StartupConfig, StartupView};
 
@@ -39,6 +42,11 @@ pub enum Muted {
     Held {
         /// When the last hold ends at the latest.
         until: Timestamp,
+    },
+    /// Proctor cannot see what it is about, or could not until just now.
+    CannotSee {
+        /// Why; nothing once it sees again.
+        why: Option<String>,
     },
     /// A silence matches.
     Silenced {
@@ -78,6 +86,8 @@ impl fmt::Display for Muted {
                 write!(f, "the site comes back from maintenance: {} has just been removed", file.display())
             }
             Self::Held { until } => write!(f, "held until {until} at the latest"),
+            Self::CannotSee { why: Some(why) } => write!(f, "Proctor cannot see: {why}"),
+            Self::CannotSee { why: None } => f.write_str("Proctor could not see it until just now"),
             Self::Silenced { id, until } => write!(f, "silenced by {id} until {until}"),
             Self::Acknowledged { by, at } => write!(f, "acknowledged by {by} at {at}"),
             Self::OwnAction { attempt } => write!(f, "our own repair {attempt} causes it"),
@@ -122,6 +132,8 @@ pub struct Facts<'a> {
     pub maintenance: &'a Maintenance,
     /// All holds.
     pub holds: &'a Holds,
+    /// Whether Proctor sees beyond this host.
+    pub sight: &'a SightWatch,
     /// All silences.
     pub silences: &'a Silences,
     /// All acknowledgements.
@@ -146,14 +158,15 @@ pub fn why_site(facts: &Facts<'_>, now: Timestamp) -> Option<Muted> {
     startup.or_else(maintenance).or_else(held)
 }
 
-/// Says why an alert is not said now, if so; the first of: startup, maintenance, hold, silence,
-/// acknowledgement, our own action, a failing parent, told in the first look.
+/// Says why an alert is not said now, if so; the first of: startup, maintenance, hold, we cannot see,
+/// silence, acknowledgement, our own action, a failing parent, told in the first look.
 ///
 /// It answers for an end as for a beginning: whether the end of something that was mailed is told anyway is decided by
 /// who knows what was mailed. Maintenance is about the site: alerts about Proctor itself ([`about_proctor`]) pass it.
 pub fn why(alert: &Alert, facts: &Facts<'_>, now: Timestamp) -> Option<Muted> {
     let site = why_site(facts, now).filter(|muted| !(matches!(muted, Muted::Maintenance { .. }) && about_proctor(alert)));
     let held = || facts.holds.until(now).map(|until| Muted::Held { until });
+    let unseen = || facts.sight.hides(alert, now).then(|| Muted::CannotSee { why: facts.sight.lost().map(|(_, why)| why.clone()) });
     let silenced = || {
         let silence = facts.silences.mutes(&alert.labels, now)?;
         Some(Muted::Silenced { id: silence.id.clone(), until: silence.ends_at })
@@ -171,7 +184,7 @@ pub fn why(alert: &Alert, facts: &Facts<'_>, now: Timestamp) -> Option<Muted> {
         Some(Muted::Parent { root: root.to_owned() })
     };
     let told = || facts.startup.told(alert).then_some(Muted::Startup(Quiet::Told));
-    site.or_else(held).or_else(silenced).or_else(acknowledged).or_else(own).or_else(parent).or_else(told)
+    site.or_else(held).or_else(unseen).or_else(silenced).or_else(acknowledged).or_else(own).or_else(parent).or_else(told)
 }
 
 /// Says whether an alert is about Proctor itself and not about the site: it names no probe, and its name says so.

@@ -26,7 +26,7 @@ use crate::model::{Alert, AlertState, Fingerprint, Timestamp};
 use crate::mute::depends::{Depends, failing};
 use crate::mute::startup::FIRST_LOOK_RUNS;
 use crate::mute::{
-    self, Acks, Facts, FailingProbes, Holds, Maintenance, MaintenanceWatch, Muted, OwnAction, Silences, Startup, StartupView,
+    self, Acks, Facts, FailingProbes, Holds, Maintenance, MaintenanceWatch, Muted, OwnAction, SightWatch, Silences, Startup, StartupView,
 };
 use crate::snapshot::{Latest, Snapshot};
 use crate::store::{Batch, Record, Store};
@@ -59,6 +59,8 @@ pub struct Mutes {
     pub maintenance: MaintenanceWatch,
     /// Somebody works on the site.
     pub holds: Holds,
+    /// Whether Proctor sees beyond this host.
+    pub sight: SightWatch,
     /// What people do not want to be told.
     pub silences: Silences,
     /// What people take care of.
@@ -324,6 +326,7 @@ impl Dispatcher {
             view,
             maintenance,
             holds: &mutes.holds,
+            sight: &mutes.sight,
             silences: &mutes.silences,
             acks: &mutes.acks,
             actions: &actions,
@@ -333,7 +336,7 @@ impl Dispatcher {
         let mut muted = BTreeMap::new();
         for alert in alerts {
             let (fingerprint, why) = (alert.fingerprint(), mute::why(alert, &facts, now));
-            if let Some(Muted::Held { .. } | Muted::Maintenance { .. } | Muted::Silenced { .. }) = &why
+            if let Some(Muted::Held { .. } | Muted::Maintenance { .. } | Muted::CannotSee { .. } | Muted::Silenced { .. }) = &why
                 && alert.is_firing()
             {
                 self.held.insert(fingerprint, why.as_ref().map(ToString::to_string).unwrap_or_default());

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::heartbeat::Inbox;
 use super::{Probe, ProbeNow, Recorder};
+use crate::client::reach;
 use crate::metrics::{ByProbe, Metrics};
 use crate::model::duration::{print, print_measured};
 use crate::model::labels::fnv1a;
@@ -181,7 +182,8 @@ pub async fn run(scheduled: &Scheduled, metrics: &Metrics) -> Option<ProbeResult
     let Scheduled { target, probe } = scheduled;
     let (at, begin) = (tasks::now(), Instant::now());
     let mut rec = Recorder::default();
-    let asked = AssertUnwindSafe(tokio::time::timeout(target.timeout, probe.run(&mut rec))).catch_unwind().await;
+    let asking = reach::on_behalf_of(target.to_string().into(), tokio::time::timeout(target.timeout, probe.run(&mut rec)));
+    let asked = AssertUnwindSafe(asking).catch_unwind().await;
     let duration = begin.elapsed();
     let by_probe = ByProbe { probe: target.probe.to_string() };
     let outcome = match asked {

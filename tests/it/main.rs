@@ -9,6 +9,7 @@
 
 mod acceptance;
 mod architecture;
+mod cannot_see;
 mod commands;
 mod config;
 mod dashboards;

@@ -54,6 +54,7 @@ impl Bench {
                 startup: Startup::new(&startup, at(0), None, None),
                 maintenance: MaintenanceWatch::new(&maintenance, None),
                 holds: Holds::default(),
+                sight: SightWatch::default(),
                 silences: Silences::default(),
                 acks: Acks::default(),
             })),

@@ -18,6 +18,8 @@ pub(crate) struct Proctor {
     /// The process.
     pub(crate) process: Option<Process>,
     env: Vec<(&'static str, String)>,
+    /// The program that starts it, with its arguments; none where it is started directly.
+    under: Vec<String>,
 }
 
 impl Proctor {
@@ -26,7 +28,7 @@ impl Proctor {
     pub(crate) fn configured(relay: u16, sections: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let state = folder.path().join("state.db");
-        let proctor = Self { folder, web: free_port(), process: None, env: Vec::new() };
+        let proctor = Self { folder, web: free_port(), process: None, env: Vec::new(), under: Vec::new() };
         proctor.configure(&state, relay, sections);
         proctor
     }
@@ -88,6 +90,12 @@ notify:
         self
     }
 
+    /// Has another program start the process: its arguments end with that of Proctor.
+    pub(crate) fn under<'a>(mut self, program: impl IntoIterator<Item = &'a str>) -> Self {
+        self.under = program.into_iter().map(str::to_owned).collect();
+        self
+    }
+
     /// Starts the process.
     pub(crate) fn started(mut self) -> Self {
         self.start();
@@ -96,8 +104,9 @@ notify:
 
     /// Starts the process once more.
     pub(crate) fn start(&mut self) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
-        command.arg("--config").arg(self.config()).arg("serve").envs(self.env.iter().map(|(name, value)| (name, value)));
+        let mut words = self.under.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_proctor")]);
+        let mut command = Command::new(words.next().expect("Proctor at least"));
+        command.args(words).arg("--config").arg(self.config()).arg("serve").envs(self.env.iter().map(|(name, value)| (name, value)));
         self.process = Some(Process::start(&mut command, &self.folder.path().join("proctor.log")));
     }
 
