@@ -10,6 +10,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use crate::app::Source;
+use crate::client::net::Endpoint;
 use crate::config::{self, Config};
 use crate::model::Problems;
 use crate::model::yaml::{self, Node, Value};
@@ -70,6 +71,8 @@ struct Needs {
     credentials: BTreeSet<String>,
     /// Folders that are written, besides [`WRITABLE`].
     writes: BTreeSet<PathBuf>,
+    /// Ports that are listened at, besides the web's, as `SocketBindAllow=` wants them.
+    listens: BTreeSet<String>,
     /// The first path below homes, and below `/tmp`.
     home: Option<String>,
     tmp: Option<String>,
@@ -130,7 +133,15 @@ impl Needs {
                 needs.programs.push(who);
             }
         }
-        let written = [config.state.path.as_deref(), config.control.socket.as_deref()].into_iter().flatten().filter_map(Path::parent);
+        let mut written = vec![config.state.path.as_deref(), config.control.socket.as_deref()];
+        for (_, probe) in &config.probes.0 {
+            match probe.gunicorn.as_ref().and_then(|gunicorn| gunicorn.statsd.as_ref()) {
+                Some(Endpoint::Unix(path)) => written.push(Some(path)),
+                Some(Endpoint::Tcp { port, .. }) => drop(needs.listens.insert(format!("udp:{port}"))),
+                None => {}
+            }
+        }
+        let written = written.into_iter().flatten().filter_map(Path::parent);
         needs.writes = written.filter(|folder| !WRITABLE.iter().any(|known| folder.starts_with(known))).map(PathBuf::from).collect();
         needs
     }
@@ -149,6 +160,10 @@ impl Needs {
                 self.names.insert(format!("the URL in {path}"));
             }
             return;
+        }
+        // A question over UDP is bound to whatever port is free.
+        if key == "clock" && text.starts_with("ntp://") {
+            self.listens.insert("udp".to_owned());
         }
         let Some(host) = host_of(key, text) else { return };
         match host.parse::<IpAddr>() {
@@ -189,6 +204,9 @@ Environment=RUNTIME_DIRECTORY=/run/proctor
             file.map_or(" without a configuration".to_owned(), |file| format!(" from {}", file.display())),
         );
         writeln!(unit, "SocketBindAllow=tcp:{}", config.web.listen.0.port())?;
+        for port in &self.listens {
+            writeln!(unit, "SocketBindAllow={port}")?;
+        }
         let listed = |who: &[String]| who.join(", ");
         let writes = WRITABLE.iter().map(|path| format!("-{path}")).chain(self.writes.iter().map(|path| path.display().to_string()));
         writeln!(unit, "ReadWritePaths={}", writes.collect::<Vec<_>>().join(" "))?;
@@ -328,6 +346,15 @@ mod tests {
             ("actions: {r: {command: {argv: [/bin/true]}, matchers: ['a=\"b\"']}}".into(), &["# Programs: action r", "TasksMax=512"]),
             ("state: {path: /srv/p/state.db}".into(), &["ReadWritePaths=-/var/lib/proctor -/run/proctor /srv/p"]),
             ("web: {listen: '127.0.0.1:9000'}".into(), &["SocketBindAllow=tcp:9000"]),
+            (
+                "probes: {g: {gunicorn: {listen: '127.0.0.1:8000', host_header: a, statsd: '127.0.0.1:8125'}}}".into(),
+                &["SocketBindAllow=udp:8125"],
+            ),
+            ("probes: {h: {host: {clock: 'ntp://10.0.0.1'}}}".into(), &["SocketBindAllow=udp"]),
+            (
+                "probes: {g: {gunicorn: {listen: '127.0.0.1:8000', host_header: a, statsd: 'unix:/run/statsd/sock'}}}".into(),
+                &["ReadWritePaths=-/var/lib/proctor -/run/proctor /run/statsd"],
+            ),
             (
                 "probes: {w: {nginx: {sites: ['https://b.example.org/', 'https://a.example.org/']}}}".into(),
                 &["# Addresses that change: a.example.org and 1 more; with only numbers in the configuration all others would be closed."],
