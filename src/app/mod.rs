@@ -129,15 +129,18 @@ pub fn plan_all(loaded: &Loaded, tasks: &Tasks, changes: &Changes, tools: &Tools
 pub fn plan(config: &Config, tasks: &Tasks, changes: &Changes, problems: &mut Problems) -> Vec<Scheduled> {
     let mut all = Vec::new();
     let mut shared = Shared::new(tasks.clone(), changes.clone()).maintained_by(&config.maintenance.files);
+    let mut broken: HashSet<&str> = HashSet::new();
     for (name, probe) in &config.probes.0 {
-        // Said once: what cannot be offered cannot be planned either.
         if let Err(why) = probe.offer(name, &mut shared) {
             problems.push(name.at, format!("probe {:?}: {why}", name.value));
+            broken.insert(name);
         }
     }
     for (name, probe) in &config.probes.0 {
         let planned = match probe.plan_shared(name, &shared) {
             Ok(planned) => planned,
+            // Said once: what cannot be offered cannot be planned either, nor what asks over it.
+            Err(_) if broken.contains(name.as_str()) || probe.needs().any(|need| broken.contains(need)) => continue,
             Err(why) => {
                 problems.push(name.at, format!("probe {:?}: {why}", name.value));
                 continue;

@@ -17,7 +17,7 @@ use crate::web::control::Command;
 const RENEW_EVERY: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Args)]
-#[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
+#[command(subcommand_precedence_over_arg = true, arg_required_else_help = true)]
 pub(super) struct Hold {
     /// For how long, such as 15m
     #[arg(value_parser = duration, value_name = "DURATION")]

@@ -570,7 +570,7 @@ impl Story<'_> {
             advice.push("Proctor tries no more for now: somebody must look.".to_owned());
         }
         if advice.is_empty() {
-            advice.push("`proctor check` on the host shows how every service stands now.".to_owned());
+            advice.push("`proctor alert list` on the host shows what fires, `proctor check` asks every service once.".to_owned());
         }
         advice
     }

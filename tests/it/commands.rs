@@ -148,3 +148,24 @@ fn a_drill_shows_the_whole_way_of_an_invented_alert_and_does_nothing_of_it() {
         assert!(!output.status.success() && said(&output).contains(wrong), "{args:?}: {}", said(&output));
     }
 }
+
+#[tokio::test]
+async fn the_configuration_may_be_named_at_any_place_of_hold() {
+    let sink = Sink::start().await;
+    let proctor = Proctor::configured(sink.port, &dead_cache()).rules(DOWN).started();
+    eventually("Proctor is asked", Duration::from_secs(10), || async { proctor.run(&["hold", "list"]).status.success().then_some(()) })
+        .await;
+    let config = proctor.config().display().to_string();
+    let run = |args: &[&str]| {
+        let output = std::process::Command::new(env!("CARGO_BIN_EXE_proctor")).args(args).output().expect("it runs");
+        (output.status.code(), said(&output))
+    };
+    let (code, text) = run(&["hold", "--config", &config, "list"]);
+    assert!(code == Some(0) && text.contains("nothing is held"), "{text}");
+    let (code, text) = run(&["hold", "--config", &config, "run", "--", "/bin/sh", "-c", "exit 7"]);
+    assert_eq!(code, Some(7), "{text}");
+    let (code, text) = run(&["hold", "--config", &config, "end"]);
+    assert!(code == Some(0) && text.contains("hold is over"), "{text}");
+    let (code, text) = run(&["hold", "--config", &config, "5m"]);
+    assert!(code == Some(0) && text.contains("held for 5m"), "{text}");
+}

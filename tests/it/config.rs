@@ -322,3 +322,14 @@ async fn the_first_mail_comes_within_the_timeline() {
     // Not before `for` and group_wait; a busy machine and SMTP get three seconds on top.
     assert!(took >= Duration::from_secs(2) && took <= Duration::from_secs(5 + 3), "{took:?}");
 }
+
+#[test]
+fn a_secret_that_cannot_be_read_is_one_mistake_and_not_one_of_each_probe_that_asks_over_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("proctor.yml");
+    let text = "probes:\n  rabbit: {rabbitmq: {username: a, password_file: /nowhere/secret}}\n  markup: {markup: {via: rabbit}}\n  beat: {beat: {via: rabbit, task: t}}\n";
+    std::fs::write(&file, text).expect("is written");
+    let output = std::process::Command::new(env!("CARGO_BIN_EXE_proctor")).args(["config", "check"]).arg(&file).output().expect("it runs");
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("/nowhere/secret") && told.contains("1 mistake in"), "{told}");
+}

@@ -38,6 +38,11 @@ pub(super) fn write(report: &Report) -> String {
         text += "\n";
     }
     text += "\n";
+    let told = |state| report.targets.iter().filter(move |row| row.state == state).filter_map(Row::told);
+    let unseen: String = [State::Partial, State::Blind, State::Unjudged].into_iter().flat_map(told).map(|told| fold(&told, 2)).collect();
+    if !unseen.is_empty() {
+        text += &format!("Not seen:\n{unseen}\n");
+    }
     let counts = report.counts;
     let seen = counts.ok + counts.partial;
     let mut unknown = String::new();
@@ -55,9 +60,7 @@ pub(super) fn write(report: &Report) -> String {
         (failed, _) => format!("Wrong now: {failed} of {of} {plural}{unknown}.\n"),
     };
     // What is wrong comes last: it stands next to the prompt.
-    let order = [State::Partial, State::Blind, State::Unjudged, State::Failed];
-    let told = order.iter().flat_map(|state| report.targets.iter().filter(move |row| row.state == *state));
-    told.filter_map(Row::told).for_each(|told| text += &fold(&told, 2));
+    told(State::Failed).for_each(|told| text += &fold(&told, 2));
     text
 }
 
