@@ -33,9 +33,9 @@ use crate::model::{Labels, ProbeResult, Problem, Problems, Target, Timestamp};
 use crate::mute::depends::Depends;
 use crate::notify::dispatch::{Board, Mutes};
 use crate::notify::outbox::Outbox;
-use crate::probe::Shared;
 use crate::probe::heartbeat::Inbox;
 use crate::probe::scheduler::{Occasion, Scheduled, Scheduler, Sink};
+use crate::probe::{self, Shared};
 use crate::remediate::{self, Planned, Runner, Tools};
 use crate::rules;
 use crate::rules::group::{self, Context, Nudge};
@@ -129,23 +129,7 @@ pub fn plan_all(loaded: &Loaded, tasks: &Tasks, changes: &Changes, tools: &Tools
 pub fn plan(config: &Config, tasks: &Tasks, changes: &Changes, problems: &mut Problems) -> Vec<Scheduled> {
     let mut all = Vec::new();
     let mut shared = Shared::new(tasks.clone(), changes.clone()).maintained_by(&config.maintenance.files);
-    let mut broken: HashSet<&str> = HashSet::new();
-    for (name, probe) in &config.probes.0 {
-        if let Err(why) = probe.offer(name, &mut shared) {
-            problems.push(name.at, format!("probe {:?}: {why}", name.value));
-            broken.insert(name);
-        }
-    }
-    for (name, probe) in &config.probes.0 {
-        let planned = match probe.plan_shared(name, &shared) {
-            Ok(planned) => planned,
-            // Said once: what cannot be offered cannot be planned either, nor what asks over it.
-            Err(_) if broken.contains(name.as_str()) || probe.needs().any(|need| broken.contains(need)) => continue,
-            Err(why) => {
-                problems.push(name.at, format!("probe {:?}: {why}", name.value));
-                continue;
-            }
-        };
+    for (name, probe, planned) in probe::plan_entries(config.probes.0.iter().map(|(name, probe)| (name, probe)), &mut shared, problems) {
         let kind = probe.kinds().first().copied().unwrap_or("none");
         for one in planned {
             let target = Target {

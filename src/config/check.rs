@@ -9,7 +9,7 @@ use crate::model::yaml::{Key, Node, Value};
 use crate::model::{Position, Problems};
 use crate::mute::depends::{Depends, DependsError};
 use crate::notify::NotifyConfig;
-use crate::probe::ProbeConfig;
+use crate::probe::{ProbeConfig, Shared, plan_entries};
 use crate::remediate::ActionConfig;
 
 /// The longest name of a probe or action: it is a label and stands in a line of 80 columns.
@@ -31,27 +31,23 @@ pub(super) fn cross(config: &Config, problems: &mut Problems) {
         brokers: those(|probe| probe.rabbitmq.is_some()),
         databases: those(|probe| probe.postgres.is_some() || probe.mysql.is_some()),
     };
+    let mut whole = Vec::new();
     for (name, probe) in &config.probes.0 {
-        check_probe(name, probe, Some(&config.defaults), &names, problems);
-    }
-    let edges = config.probes.0.iter().map(|(name, probe)| (name.value.clone(), probe.needs().map(str::to_owned).collect()));
-    for error in Depends::new(edges).err().into_iter().flatten() {
-        // Names that are not known were said above, at their place.
-        if matches!(error, DependsError::Cycle { .. }) {
-            let at = config
-                .probes
-                .0
-                .iter()
-                .find(|(name, _)| name.as_str() == error.place().0)
-                .map_or(Position { line: 1, col: 1 }, |(name, _)| name.at);
-            problems.push(at, error.to_string());
+        if check_probe(name, probe, Some(&config.defaults), &names, problems) {
+            whole.push((name, probe));
         }
     }
+    let needs = |(name, probe): &(Spanned<String>, ProbeConfig)| (name.clone(), probe.needs().map(str::to_owned).collect());
+    check_circles(&config.probes.0.iter().map(needs).collect::<Vec<_>>(), problems);
     for (name, action) in &config.actions.0 {
         check_action(name, action, &names.all, problems);
     }
     if let Some(notify) = &config.notify {
         notify.check(notify.at, !notify.webhooks.0.is_empty(), problems);
+    }
+    // Where all is right, what shows only when probes are built is said by who builds them.
+    if !problems.is_empty() {
+        drop(plan_entries(whole.into_iter(), &mut Shared::default(), problems));
     }
 }
 
@@ -65,7 +61,15 @@ struct Names<'a> {
     databases: Vec<&'a str>,
 }
 
-fn check_probe(name: &Spanned<String>, probe: &ProbeConfig, defaults: Option<&Defaults>, names: &Names<'_>, problems: &mut Problems) {
+/// Says whether nothing is wrong with it.
+fn check_probe(
+    name: &Spanned<String>,
+    probe: &ProbeConfig,
+    defaults: Option<&Defaults>,
+    names: &Names<'_>,
+    problems: &mut Problems,
+) -> bool {
+    let before = problems.len();
     check_name("a probe", name, problems);
     match probe.kinds().as_slice() {
         [_] => {}
@@ -83,7 +87,7 @@ fn check_probe(name: &Spanned<String>, probe: &ProbeConfig, defaults: Option<&De
     let (Some(interval), Some(timeout)) =
         (probe.interval.or(defaults.map(|defaults| defaults.interval)), probe.timeout.or(defaults.map(|defaults| defaults.timeout)))
     else {
-        return;
+        return problems.len() == before;
     };
     let told = format!("probe {:?}: ", name.value);
     if interval < Duration::from_millis(100) {
@@ -94,6 +98,19 @@ fn check_probe(name: &Spanned<String>, probe: &ProbeConfig, defaults: Option<&De
             name.at,
             format!("{told}expected a timeout above 0s and not longer than the interval {}, found {}", print(interval), print(timeout)),
         );
+    }
+    problems.len() == before
+}
+
+/// Says which probes need one another in a circle.
+fn check_circles(edges: &[(Spanned<String>, Vec<String>)], problems: &mut Problems) {
+    let named = edges.iter().map(|(name, needs)| (name.value.clone(), needs.clone()));
+    for error in Depends::new(named).err().into_iter().flatten() {
+        // Names that are not known are said at their place.
+        if matches!(error, DependsError::Cycle { .. }) {
+            let first = edges.iter().find(|(name, _)| name.as_str() == error.place().0);
+            problems.push(first.map_or(Position { line: 1, col: 1 }, |(name, _)| name.at), error.to_string());
+        }
     }
 }
 
@@ -129,12 +146,17 @@ pub(super) fn cross_undecoded(node: &Node, problems: &mut Problems) {
         probes.iter().filter(|(_, probe)| kinds.is_empty() || fits(probe)).map(|(key, _)| key.text.as_str()).collect::<Vec<&str>>()
     };
     let names = Names { all: those(&[]), brokers: those(&["rabbitmq"]), databases: those(&["postgres", "mysql"]) };
+    let (mut whole, mut edges) = (Vec::new(), Vec::new());
     for (key, node) in probes {
         let name = Spanned { value: key.text.clone(), at: key.at };
         if let Some(probe) = decoded::<ProbeConfig>(node) {
-            check_probe(&name, &probe, defaults.as_ref(), &names, problems);
+            edges.push((name.clone(), probe.needs().map(str::to_owned).collect()));
+            if check_probe(&name, &probe, defaults.as_ref(), &names, problems) {
+                whole.push((name, probe));
+            }
             continue;
         }
+        edges.push((name.clone(), texts(entry(node, "depends_on")).into_iter().map(|need| need.value).collect()));
         check_name("a probe", &name, problems);
         check_references("probe", &texts(entry(node, "depends_on")), &names.all, problems);
         for kind in crate::probe::KINDS {
@@ -145,6 +167,9 @@ pub(super) fn cross_undecoded(node: &Node, problems: &mut Problems) {
         let database = entry(node, "beat").and_then(|beat| entry(beat, "database")).and_then(text);
         check_references("postgres or mysql probe", database.as_slice(), &names.databases, problems);
     }
+    check_circles(&edges, problems);
+    // What the parts that decode show only when they are built.
+    drop(plan_entries(whole.iter().map(|(name, probe)| (name, probe)), &mut Shared::default(), problems));
     for (key, node) in entry(node, "actions").map_or(&[] as &[_], entries) {
         let name = Spanned { value: key.text.clone(), at: key.at };
         if let Some(action) = decoded::<ActionConfig>(node) {

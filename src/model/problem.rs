@@ -58,6 +58,11 @@ impl Problems {
         self.found.extend(other.found);
     }
 
+    /// Returns how many were noted.
+    pub fn len(&self) -> usize {
+        self.found.len()
+    }
+
     /// Says whether nothing is wrong.
     pub fn is_empty(&self) -> bool {
         self.found.is_empty()

@@ -7,7 +7,7 @@ pub mod scheduler;
 mod sql;
 
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,7 @@ use crate::client::docker::{Docker, DockerError};
 use crate::client::net::{self, Endpoint, NetError, Phases, Stream};
 use crate::client::sql::Session;
 use crate::model::decode::{Documented, KeyDoc, Spanned};
-use crate::model::{Failure, Family, Histogram, Observed, Reason, Sample, Sight, Target};
+use crate::model::{Failure, Family, Histogram, Observed, Problems, Reason, Sample, Sight, Target};
 use crate::store::Store;
 use crate::tasks::Tasks;
 
@@ -469,6 +469,34 @@ kinds! {
     mysql: MysqlConfig [shared],
     /// Asks docker whether the containers that should run do, and hears at once when one ends.
     docker: DockerConfig [shared],
+}
+
+/// Plans entries with one another; connects to nothing. One that cannot be built is left out and noted, and that once: what
+/// cannot be offered cannot be planned either, nor what asks over it, or over one that is not among the entries.
+pub fn plan_entries<'a>(
+    entries: impl Iterator<Item = (&'a Spanned<String>, &'a ProbeConfig)>,
+    shared: &mut Shared,
+    problems: &mut Problems,
+) -> Vec<(&'a Spanned<String>, &'a ProbeConfig, Vec<Planned>)> {
+    let mut note = |name: &Spanned<String>, why: &str| problems.push(name.at, format!("probe {:?}: {why}", name.value));
+    let entries: Vec<_> = entries.collect();
+    let mut whole: BTreeSet<&str> = BTreeSet::new();
+    for (name, probe) in &entries {
+        match probe.offer(name, shared) {
+            Ok(()) => drop(whole.insert(name)),
+            Err(why) => note(name, &why),
+        }
+    }
+    let plan = |(name, probe): (&'a Spanned<String>, &'a ProbeConfig)| match probe.plan_shared(name, shared) {
+        Ok(planned) => Some((name, probe, planned)),
+        Err(why) => {
+            if whole.contains(name.as_str()) && probe.needs().all(|need| whole.contains(need)) {
+                note(name, &why);
+            }
+            None
+        }
+    };
+    entries.into_iter().filter_map(plan).collect()
 }
 
 /// Asks some probes at once, by name, outside their slots, and returns how each ended; handed to other rooms by `app`.

@@ -333,3 +333,22 @@ fn a_secret_that_cannot_be_read_is_one_mistake_and_not_one_of_each_probe_that_as
     let told = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(told.contains("/nowhere/secret") && told.contains("1 mistake in"), "{told}");
 }
+
+#[test]
+fn circles_and_what_shows_only_when_probes_are_built_are_said_beside_every_other_mistake() {
+    let built =
+        "  celery: {celery: {via: rabbit, queues: [a], canary: {every: 1s}}}\n  rabbit: {rabbitmq: {}}\n  certs: {certificate: {}}\n";
+    let circle = "  d: {tcp: {address: \"127.0.0.1:1\"}, depends_on: [e]}\n  e: {tcp: {address: \"127.0.0.1:1\"}, depends_on: [d]}\n";
+    for (beside, wrong) in
+        [("  odd: {tcp: {addres: 5}}\n", "addres"), ("  odd: {tcp: {address: \"127.0.0.1:1\"}, depends_on: [nobody]}\n", "nobody")]
+    {
+        let told = mistakes(&format!("probes:\n{built}{circle}{beside}"));
+        for words in ["probe \"celery\": ", "probe \"certs\": expected at least one of files and served", "in a circle: d -> e -> d", wrong]
+        {
+            assert!(told.contains(words), "{words} in:\n{told}");
+        }
+    }
+    // What asks over a probe that has a mistake of its own has none.
+    let told = mistakes("probes:\n  rabbit: {rabbitmq: {prot: 5}}\n  markup: {markup: {via: rabbit}}\n");
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
