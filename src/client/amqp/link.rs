@@ -292,7 +292,7 @@ impl Consumer {
         Ok(message)
     }
 
-    /// Waits for messages, and appends those that are there, at most [`SEVERAL`]. Where they come one after the other
+    /// Waits for messages, and appends those that are there, at most `SEVERAL`. Where they come one after the other
     /// and nobody waits for one with [`Consumer::next`], they may come [`super::REST`] late.
     ///
     /// # Errors

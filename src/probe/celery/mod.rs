@@ -2,7 +2,7 @@
 //!
 //! A worker that says "pong" may run nothing: pings are answered by its main process, tasks are run by its children, and
 //! what it has taken from a queue is counted nowhere in the broker. So four things are looked at together: the queue as
-//! the broker has it, what the nodes say of themselves ([`mailbox`]), whether their counts move, and, where it is
+//! the broker has it, what the nodes say of themselves (`mailbox`), whether their counts move, and, where it is
 //! configured, how long a task of our own takes through the queue.
 
 mod canary;

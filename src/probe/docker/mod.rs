@@ -4,8 +4,8 @@
 //! are targets of their own, beside one for the engine; where nothing is named the engine's target judges them all,
 //! since what they are is not known before docker is asked.
 //!
-//! A run lists and inspects; in between the event stream of [`engine`] wakes the target. Events also tell an end by order
-//! from one that nobody asked for ([`ledger`]), which the state of a container does not. All calls are GETs, so a socket
+//! A run lists and inspects; in between the event stream of `engine` wakes the target. Events also tell an end by order
+//! from one that nobody asked for (`ledger`), which the state of a container does not. All calls are GETs, so a socket
 //! proxy may refuse everything else, and what it refuses of these is said.
 
 mod engine;
