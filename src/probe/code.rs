@@ -8,15 +8,13 @@ use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use procfs::process::{Process, all_processes};
-use tokio::sync::Semaphore;
 
-use super::{Planned, Probe, Recorder, Shared};
+use super::{Looking, Planned, Probe, Recorder, Shared};
 use crate::changes::{Change, Changes, Kind};
 use crate::model::duration::{print, print_measured};
 use crate::model::{Failure, Family, Reason, Sight, Timestamp};
@@ -65,14 +63,13 @@ pub fn plan(config: &CodeConfig, _: &str, shared: &Shared) -> Result<Vec<Planned
     if config.processes.is_empty() {
         return Err("processes: expected at least one regular expression for command lines, found none".to_owned());
     }
-    Ok(Planned::only(Code { config: config.clone(), changes: shared.changes().clone(), looking: Arc::new(Semaphore::new(1)) }))
+    Ok(Planned::only(Code { config: config.clone(), changes: shared.changes().clone(), looking: Looking::default() }))
 }
 
 struct Code {
     config: CodeConfig,
     changes: Changes,
-    /// One look at a time: on a dead network mount it may outlive its run.
-    looking: Arc<Semaphore>,
+    looking: Looking,
 }
 
 /// A change of `HEAD`.
@@ -103,16 +100,8 @@ impl Code {
     async fn ask(&self, rec: &mut Recorder) -> Result<(), Failure> {
         let CodeConfig { repository, processes, within } = &self.config;
         rec.waiting(Reason::AnswerTimeout, "waiting for the file system that holds the code");
-        let failed = |error: &dyn std::fmt::Display| Failure::new(Reason::Internal, format!("looking failed: {error}"));
         let (folder, patterns) = (repository.clone(), processes.clone());
-        // The permit travels into the thread, which may outlive this run.
-        let permit = self.looking.clone().acquire_owned().await.map_err(|error| failed(&error))?;
-        let looked = tokio::task::spawn_blocking(move || {
-            let looked = (moves(&folder), running(&patterns));
-            drop(permit);
-            looked
-        });
-        let (moves, running) = looked.await.map_err(|error| failed(&error))?;
+        let (moves, running) = self.looking.at(move || (moves(&folder), running(&patterns))).await?;
         let place = repository.display();
         let moves = match moves {
             Ok(moves) => moves,
