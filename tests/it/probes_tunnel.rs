@@ -203,6 +203,8 @@ async fn whatever_is_frozen_one_connection_is_left_behind_at_most() {
         }
         assert_eq!(waiting(port), 1);
         frozen.signal("CONT");
+        // Until ssh or PostgreSQL has woken and taken it, the one left behind is waiting before anybody else's.
+        eventually("the one left behind is taken", Duration::from_secs(5), || async { (waiting(port) == 0).then_some(()) }).await;
         let again = Probe::new(tunnel.ports[0], "postgres");
         well(&again.ask().await);
         well(&probe.ask().await);
