@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PROCTOR_STACK ?= /tmp/proctor-stack
 
-.PHONY: run test bench test-slow deb lint promtool3-verdicts dashboards
+.PHONY: run test bench test-slow deb lint promtool3-verdicts dashboards docs
 
 ## Builds Proctor and starts it with nothing configured: it looks at the host and watches what it finds.
 run:
@@ -43,6 +43,10 @@ test-slow:
 ## Writes the JSON of the dashboards from dashboards/dashboards.yml.
 dashboards:
 	UPDATE_DASHBOARDS=1 $(CARGO) test --locked --test it -- dashboards::the_json
+
+## Writes what is written from sources: docs/alerts.md from the rules.
+docs:
+	UPDATE_DOCS=1 $(CARGO) test --locked --test it -- rules::page
 
 lint:
 	$(CARGO) fmt --check

@@ -1,5 +1,7 @@
 //! Rule files: the same file, the same verdict as promtool's.
 
+mod covered;
+mod page;
 mod unit;
 
 use std::path::Path;

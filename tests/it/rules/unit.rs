@@ -1,6 +1,6 @@
 //! Unit tests of rules: our verdict and promtool's on the same files, and every alert that comes with Proctor tested.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
@@ -296,6 +296,9 @@ fn rules_check_has_promtools_exit_codes() {
     }
 }
 
+/// The rules for a Prometheus that watches Proctor, and their tests.
+const FOR_PROMETHEUS: (&str, &str) = ("../deploy/prometheus/proctor-alerts.yml", "../deploy/prometheus/proctor-alerts-test.yml");
+
 /// The files of a folder of `alerts`, by path.
 fn files(pattern: &str) -> Vec<PathBuf> {
     let pattern = format!("{}/alerts/{pattern}", env!("CARGO_MANIFEST_DIR"));
@@ -306,7 +309,7 @@ fn files(pattern: &str) -> Vec<PathBuf> {
 
 #[test]
 fn the_unit_tests_of_the_alerts_pass_here_and_in_promtool() {
-    let files = files("tests/*.yml");
+    let files: Vec<PathBuf> = files("tests/*.yml").into_iter().chain(files(FOR_PROMETHEUS.1)).collect();
     let files: Vec<&Path> = files.iter().map(PathBuf::as_path).collect();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let output = ours(here, &files);
@@ -330,17 +333,20 @@ fn asked<'a>(test: &'a TestCase, alert: &'a str) -> (Vec<Duration>, Vec<Duration
 fn every_alert_that_comes_with_proctor_is_tested_to_fire_not_to_fire_and_to_resolve() {
     let tests: Vec<TestFile> = files("tests/*.yml")
         .iter()
+        .chain(&files(FOR_PROMETHEUS.1))
         .map(|file| from_text(file, &config::read(file).expect("it can be read")).unwrap_or_else(|problems| panic!("{problems:?}")))
         .collect();
     let cases: Vec<&TestCase> = tests.iter().flat_map(|file| &file.tests).map(|test| &test.value).collect();
     let mut alerts = BTreeSet::new();
-    for file in files("*.yml") {
+    for file in files("*.yml").into_iter().chain(files(FOR_PROMETHEUS.0)) {
         let mut problems = Problems::new(&file);
         let text = config::read(&file).expect("it can be read");
         let groups = load::from_text(&file, &text, Duration::from_secs(15), &mut problems);
         alerts.extend(groups.iter().flat_map(|group| group.alert_names().map(str::to_owned).collect::<Vec<_>>()));
     }
     assert!(alerts.len() >= 9, "{alerts:?}");
+    // It fires for ever.
+    assert!(alerts.remove("ProctorWatchdog"));
     let mut missing = Vec::new();
     for alert in &alerts {
         let asked: Vec<_> = cases.iter().map(|test| asked(test, alert)).collect();
@@ -357,7 +363,7 @@ fn every_alert_that_comes_with_proctor_is_tested_to_fire_not_to_fire_and_to_reso
 #[test]
 fn every_alert_that_comes_with_proctor_has_a_severity_with_a_meaning_and_says_what_to_do() {
     let mut wrong = Vec::new();
-    for file in files("*.yml") {
+    for file in files("*.yml").into_iter().chain(files(FOR_PROMETHEUS.0)) {
         let text = config::read(&file).expect("it can be read");
         let groups = load::from_text(&file, &text, Duration::from_secs(15), &mut Problems::new(&file));
         for rule in groups.iter().flat_map(|group| &group.rules) {
@@ -365,9 +371,9 @@ fn every_alert_that_comes_with_proctor_has_a_severity_with_a_meaning_and_says_wh
             let text = |of: &[(String, Template)], name: &str| {
                 of.iter().find(|(known, _)| known == name).map(|(_, text)| text.source().to_owned()).unwrap_or_default()
             };
-            // What each means stands at the head of alerts/probes.yml.
+            // What each means stands in docs/rules.md.
             let severity = text(&alert.labels, "severity");
-            if !["critical", "warning"].contains(&severity.as_str()) {
+            if !["critical", "warning"].contains(&severity.as_str()) && alert.name != "ProctorWatchdog" {
                 wrong.push(format!("{}: severity {severity:?}", alert.name));
             }
             for annotation in ["summary", "description"] {
@@ -378,6 +384,22 @@ fn every_alert_that_comes_with_proctor_has_a_severity_with_a_meaning_and_says_wh
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+#[test]
+fn what_prometheus_is_told_of_proctor_is_word_for_word_what_proctor_says_of_itself() {
+    let rules = |file: &str| -> BTreeMap<String, String> {
+        let path = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
+        let source = config::read(Path::new(&path)).expect("it can be read");
+        let rules = source.split("      - alert: ").skip(1);
+        rules.map(|rule| (rule.lines().next().unwrap_or_default().to_owned(), rule.trim_end().to_owned())).collect()
+    };
+    let (own, watched) = (rules("alerts/proctor.yml"), rules("deploy/prometheus/proctor-alerts.yml"));
+    let both: Vec<&String> = own.keys().filter(|name| watched.contains_key(*name)).collect();
+    assert!(both.len() >= 5, "{both:?}");
+    for name in both {
+        assert_eq!(own[name], watched[name]);
+    }
 }
 
 /// The YAML blocks of a page of the documentation, by the file name in their first line; a configuration has none.
