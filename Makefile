@@ -3,12 +3,18 @@
 CARGO ?= cargo
 export PROCTOR_STACK ?= /tmp/proctor-stack
 
-.PHONY: run test bench test-slow deb lint promtool3-verdicts dashboards docs
+.PHONY: run demo test bench test-slow deb lint promtool3-verdicts dashboards docs
 
 ## Builds Proctor and starts it with nothing configured: it looks at the host and watches what it finds.
 run:
 	$(CARGO) build --release --locked
 	target/release/proctor serve
+
+## Breaks one thing after the other of a real site and shows what Proctor says and does: five minutes; Ctrl-C ends it.
+demo:
+	tests/stack/stack demo-install
+	$(CARGO) build --release --locked
+	deploy/demo
 
 ## Installs what the tests need, starts it, runs everything a change needs, and stops it.
 test:

@@ -68,7 +68,8 @@
 //! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
 //! | `docs/performance.md` | what Proctor costs in time and memory |
 //! | `benches` | what measures that: beside other programs, and piece by piece |
-//! | `deploy` | the commented example configuration; the unit, user and folders of an installation |
+//! | `deploy` | the commented example configurations; the unit, user and folders of an installation; what other tools read of ours (docker, compose, Prometheus, Alertmanager, Grafana) |
+//! | `deploy/demo` | `make demo`: breaks a real site, shows what Proctor says and does |
 //! | `docs/life.md` | for people who run it: start, stop, reload, watchdog, heartbeat, exit codes |
 //! | `tests/it` | one integration binary against real services |
 //! | `tests/stack` | installs and starts the real services |

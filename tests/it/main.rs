@@ -13,6 +13,7 @@ mod cannot_see;
 mod commands;
 mod config;
 mod dashboards;
+mod deploy;
 mod docs;
 mod durability;
 mod exposition;
