@@ -230,7 +230,7 @@ impl App {
         let snapshot = Snapshot::new(metrics.clone());
         let window = Window::new(Limits::default(), metrics.clone());
         let nudge = Nudge::default();
-        let mutes = Arc::new(Mutex::new(telling::mutes(&loaded.config, &store)));
+        let mutes = Arc::new(Mutex::new(telling::mutes(&loaded, &store)));
         let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
         let starting = booting::watch(&loaded.config.startup, &tasks);
         let sink = sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone());

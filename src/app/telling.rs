@@ -16,6 +16,7 @@ use crate::mute::maintenance::{MaintenanceMark, MaintenanceWatch};
 use crate::mute::sight::SightWatch;
 use crate::mute::silence::Silences;
 use crate::mute::startup::{FIRST_LOOK_RUNS, FirstLook, Startup, StartupView};
+use crate::mute::upgrade::{KnownRules, Upgrade};
 use crate::notify::NotifyConfig;
 use crate::notify::dispatch::{Dispatcher, Mutes, Wiring};
 use crate::notify::email::{Address, Author};
@@ -32,9 +33,14 @@ use crate::tasks::{self, Tasks};
 const MAINTENANCE_EVERY: Duration = Duration::from_secs(1);
 
 /// Takes what mutes back from the store.
-pub(super) fn mutes(config: &Config, store: &Store) -> Mutes {
+pub(super) fn mutes(loaded: &Loaded, store: &Store) -> Mutes {
+    let (config, now) = (&loaded.config, tasks::now());
+    let names = loaded.rules.iter().flat_map(|group| group.alert_names()).map(str::to_owned).collect();
+    let kept = store.get::<KnownRules>(KnownRules::KEY);
+    let upgrade = Upgrade::new(config.startup.new_rules, env!("CARGO_PKG_VERSION"), names, kept, now);
+    let kept = store.get::<FirstLook>(FirstLook::KEY);
     Mutes {
-        startup: Startup::new(&config.startup, tasks::now(), super::booting::boot_time(), store.get::<FirstLook>(FirstLook::KEY)),
+        startup: Startup::new(&config.startup, now, super::booting::boot_time(), kept).with(upgrade),
         maintenance: MaintenanceWatch::new(&config.maintenance, store.get::<MaintenanceMark>(MaintenanceMark::KEY)),
         holds: Holds::new(store.all()),
         sight: SightWatch::default(),
@@ -94,7 +100,7 @@ impl App {
         {
             let mut now = self.mutes.lock().unwrap_or_else(PoisonError::into_inner);
             // What Proctor sees is no matter of the configuration.
-            *now = Mutes { sight: std::mem::take(&mut now.sight), ..mutes(&loaded.config, &self.store) };
+            *now = Mutes { sight: std::mem::take(&mut now.sight), ..mutes(loaded, &self.store) };
         }
         self.outbox.reconfigure(ways(&loaded.config));
         let (files, mutes, store, wake) =

@@ -2,7 +2,7 @@
 //!
 //! The order of [`why`] is fixed, from what holds for everything to what holds for one alert, so that `explain` and
 //! mails name the widest cause: startup, maintenance, hold, we cannot see, silence, acknowledgement, our own action, a failing
-//! parent, told already.
+//! parent, a new rule, told already.
 
 pub mod ack;
 pub mod depends;
@@ -11,6 +11,7 @@ pub mod maintenance;
 pub mod sight;
 pub mod silence;
 pub mod startup;
+pub mod upgrade;
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -23,6 +24,7 @@ pub use maintenance::{Maintenance, MaintenanceConfig, MaintenanceMark, Maintenan
 pub use sight::SightWatch;
 pub use silence::{Silence, Silences};
 pub use startup::{FirstLook, Quiet, Startup, StartupConfig, StartupView};
+pub use upgrade::{KnownRules, Upgrade};
 
 use crate::model::{Alert, Timestamp};
 
@@ -159,7 +161,7 @@ pub fn why_site(facts: &Facts<'_>, now: Timestamp) -> Option<Muted> {
 }
 
 /// Says why an alert is not said now, if so; the first of: startup, maintenance, hold, we cannot see,
-/// silence, acknowledgement, our own action, a failing parent, told in the first look.
+/// silence, acknowledgement, our own action, a failing parent, a new rule, told in the first look.
 ///
 /// It answers for an end as for a beginning: whether the end of something that was mailed is told anyway is decided by
 /// who knows what was mailed. Maintenance is about the site: alerts about Proctor itself ([`about_proctor`]) pass it.
@@ -183,7 +185,7 @@ pub fn why(alert: &Alert, facts: &Facts<'_>, now: Timestamp) -> Option<Muted> {
         let root = facts.depends.told_by(alert.probe()?, alert.fired_at.unwrap_or(alert.active_at), facts.failing, now)?;
         Some(Muted::Parent { root: root.to_owned() })
     };
-    let told = || facts.startup.told(alert).then_some(Muted::Startup(Quiet::Told));
+    let told = || facts.startup.of_alert(alert, now).map(Muted::Startup);
     site.or_else(held).or_else(unseen).or_else(silenced).or_else(acknowledged).or_else(own).or_else(parent).or_else(told)
 }
 

@@ -1,10 +1,12 @@
-//! The first look at a site, and the minutes after a boot: quiet until there is something true to say.
+//! The first look at a site, the minutes after a boot, and the first day of new rules: quiet until there is something true to
+//! say.
 
 use std::fmt;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::upgrade::Upgrade;
 use crate::model::{Alert, Timestamp};
 use crate::store::{Record, Table};
 
@@ -16,6 +18,9 @@ crate::config_struct! {
         first_look: Duration = "5m",
         /// After a boot: how long, and until systemd is done with it, nothing is mailed or done. `0s` means no wait.
         after_boot: Duration = "5m",
+        /// After an upgrade: how long what its new rules find is told in one mail, and nothing is done about it. `0s`
+        /// means that new rules are as any other.
+        new_rules: Duration = "1d",
     }
 }
 
@@ -68,8 +73,13 @@ pub enum Quiet {
         /// Not before this moment.
         until: Timestamp,
     },
-    /// The alert was told in the mail of the first look, and has not changed.
+    /// The alert was told in the mail of the first look, or of new rules, and has not changed.
     Told,
+    /// The rule came with an upgrade, and one mail tells what such rules find.
+    NewRule {
+        /// When it is a rule as any other.
+        until: Timestamp,
+    },
 }
 
 impl fmt::Display for Quiet {
@@ -81,7 +91,13 @@ impl fmt::Display for Quiet {
             }
             Self::Booting => f.write_str("the host is starting"),
             Self::AfterBoot { until } => write!(f, "the host has just started: quiet until {until}"),
-            Self::Told => f.write_str("told in the mail of the first look, and has not changed since"),
+            Self::Told => f.write_str("told in the mail of the first look, or of new rules, and has not changed since"),
+            Self::NewRule { until } => {
+                write!(
+                    f,
+                    "its rule came with the last upgrade: until {until} one mail tells what such rules find, and nothing is done about it"
+                )
+            }
         }
     }
 }
@@ -102,6 +118,8 @@ pub struct Startup {
     after_boot: Duration,
     boot_time: Option<Timestamp>,
     record: FirstLook,
+    /// Which rules are new.
+    pub upgrade: Upgrade,
 }
 
 impl Startup {
@@ -114,7 +132,13 @@ impl Startup {
         if config.first_look.is_zero() && record.done_at.is_none() {
             record.done_at = Some(started_at);
         }
-        Self { first_look: config.first_look, after_boot: config.after_boot, boot_time, record }
+        Self { first_look: config.first_look, after_boot: config.after_boot, boot_time, record, upgrade: Upgrade::default() }
+    }
+
+    /// The same, with what is known of new rules.
+    #[must_use]
+    pub fn with(self, upgrade: Upgrade) -> Self {
+        Self { upgrade, ..self }
     }
 
     /// Returns what is to be kept.
@@ -158,8 +182,14 @@ impl Startup {
         self.record.clone()
     }
 
-    /// Says whether this alert was told in the mail of the first look and still is as it was then.
-    pub fn told(&self, alert: &Alert) -> bool {
+    /// Says why one alert is not said now, if so: its rule is new, or it was told in the mail of the first look or of new
+    /// rules and still is as it was then.
+    pub fn of_alert(&self, alert: &Alert, now: Timestamp) -> Option<Quiet> {
+        let fresh = self.upgrade.until(alert, now).filter(|_| alert.is_firing()).map(|until| Quiet::NewRule { until });
+        fresh.or_else(|| (self.told(alert) || self.upgrade.told(alert)).then_some(Quiet::Told))
+    }
+
+    fn told(&self, alert: &Alert) -> bool {
         alert.is_firing() && !self.record.told.is_empty() && self.record.told.contains(&alert.episode())
     }
 }

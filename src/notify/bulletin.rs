@@ -150,6 +150,27 @@ pub fn first_look(voice: &Voice, targets: &[Latest], needs: impl Fn(&str) -> Vec
     Letter { state: "FIRST LOOK".to_owned(), headline, sections }
 }
 
+/// Writes the one mail of what rules find that came with an upgrade.
+pub fn new_rules(voice: &Voice, alerts: &[&Alert], until: Timestamp) -> Letter {
+    let shown = |alert: &&Alert| {
+        let text = |name: &str| alert.annotations.get(name).unwrap_or_default();
+        let severity = alert.labels.get("severity").map(|severity| format!(" ({})", line(severity, 30))).unwrap_or_default();
+        let (summary, description) = (line(text("summary"), 200), line(text("description"), 400));
+        format!("* {}{severity}, since {}: {summary}. {description}", line(alert.name(), 80), voice.moment(alert.active_at))
+    };
+    let mut lines: Vec<String> = alerts.iter().take(5 * voice.limit).map(shown).collect();
+    lines.extend(more(alerts.len(), 5 * voice.limit));
+    let until = voice.moment(until);
+    let next = [
+        "The upgrade brought rules that nobody has seen on this site yet, so that what they find may have been so for long.".to_owned(),
+        "What is listed here is not mailed again as long as it stays so; its end is. If you do not want to hear of it, silence it: proctor silence add.".to_owned(),
+        format!("Until {until} nothing is repaired because of these rules; from then on they are as any other."),
+    ];
+    let sections = vec![Section::prose("What they found", lines), Section::prose("What happens now", next)];
+    let headline = format!("NEW RULES: {} alerts of rules that came with Proctor {}", alerts.len(), env!("CARGO_PKG_VERSION"));
+    Letter { state: "NEW RULES".to_owned(), headline, sections }
+}
+
 /// Writes that the maintenance was forgotten.
 pub fn overdue(voice: &Voice, since: Timestamp, file: &Path, now: Timestamp) -> Letter {
     let file = line(&file.display().to_string(), 300);

@@ -299,6 +299,7 @@ impl Dispatcher {
             self.first_look(&mut mutes.startup, &alerts, &targets, &mut plan, &scene);
             plan.at(now);
         } else {
+            self.new_rules(&mut mutes.startup, &alerts, &muted, &mut plan, &scene);
             drop(mutes);
             self.groups(&alerts, &muted, &mut plan, &scene);
         }

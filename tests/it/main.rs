@@ -48,3 +48,4 @@ mod remediate;
 mod rules;
 mod soak;
 mod support;
+mod upgrade;

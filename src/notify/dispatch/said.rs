@@ -1,10 +1,13 @@
-//! What is said but once, and is about no group: the first look, a forgotten maintenance, the state, the day's digest.
+//! What is said but once, and is about no group: the first look, new rules, a forgotten maintenance, the state, the day's
+//! digest.
+
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
 use super::{Dispatcher, Plan, RECHECK, Scene};
-use crate::model::{Alert, AlertState, Timestamp};
-use crate::mute::{Maintenance, Startup};
+use crate::model::{Alert, AlertState, Fingerprint, Timestamp};
+use crate::mute::{Maintenance, Muted, Quiet, Startup};
 use crate::notify::bulletin::{self, DIGEST_EVERY, Digest};
 use crate::notify::dedup::{Notified, Standing, Thread};
 use crate::notify::message::{self, Letter};
@@ -70,7 +73,33 @@ impl Dispatcher {
     pub(super) fn keep_first_look(&mut self, startup: &Startup, plan: &mut Plan) {
         if !std::mem::replace(&mut self.first_look_kept, true) {
             plan.batch.put(startup.record());
+            plan.batch.put(startup.upgrade.record());
         }
+    }
+
+    /// The one mail of what rules find that an upgrade brought: it counts as told, and is mailed again only when it changes.
+    pub(super) fn new_rules(
+        &mut self,
+        startup: &mut Startup,
+        alerts: &[Alert],
+        muted: &BTreeMap<Fingerprint, Muted>,
+        plan: &mut Plan,
+        scene: &Scene<'_>,
+    ) {
+        let fresh = |alert: &&Alert| matches!(muted.get(&alert.fingerprint()), Some(Muted::Startup(Quiet::NewRule { .. })));
+        let untold = alerts.iter().filter(|alert| alert.is_firing() && !startup.upgrade.told(alert)).filter(fresh);
+        let mut untold: Vec<&Alert> = untold.collect();
+        let Some(due) = startup.upgrade.due(untold.iter().copied()) else { return };
+        if due > scene.now {
+            plan.at(due);
+            return;
+        }
+        untold.sort_by_key(|alert| (message::rank(alert), alert.active_at, alert.fingerprint()));
+        let until = startup.upgrade.until(untold[0], scene.now).unwrap_or(scene.now);
+        let id = self.bulletin("new-rules", bulletin::new_rules(&self.voice, &untold, until), plan, scene);
+        // Groups of their own: others of the same probe may have been told already.
+        self.told_quietly(&format!("new-rules-{}/", scene.now.0), &untold, &id, plan, scene);
+        plan.batch.put(&startup.upgrade.tell(untold));
     }
 
     /// The one mail of the first look: what is wrong then counts as told, and is mailed again only when it changes. What a
@@ -81,8 +110,15 @@ impl Dispatcher {
         let told: Vec<&Alert> = alerts.iter().filter(|alert| alert.state != AlertState::Inactive && !behind(alert)).collect();
         let needs = |probe: &str| depends.failing_ancestors(probe, scene.failing).into_iter().map(str::to_owned).collect();
         let id = self.bulletin("first-look", bulletin::first_look(&self.voice, targets, needs), plan, scene);
+        self.told_quietly("", &told, &id, plan, scene);
+        plan.batch.put(&startup.finish_first_look(told.iter().copied().filter(|alert| alert.is_firing()), scene.now));
+    }
+
+    /// Writes down that the mail `id` told these, so that their ends follow it, and no reminders.
+    fn told_quietly(&mut self, prefix: &str, told: &[&Alert], id: &str, plan: &mut Plan, scene: &Scene<'_>) {
         let (routes, observed) = (self.routes.clone(), !self.telling());
         for (key, group) in route::group(&routes, told.iter().copied()) {
+            let key = format!("{prefix}{key}");
             let standing = Standing { active: group.alerts.clone(), ..Standing::default() };
             let mut worst = group.alerts.clone();
             worst.sort_by_key(|alert| (message::rank(alert), alert.active_at));
@@ -91,7 +127,7 @@ impl Dispatcher {
                 group: key.clone(),
                 receiver: group.route.name.clone(),
                 labels: group.labels,
-                thread: Thread { root: id.clone(), last: id.clone(), sequence: 1, subject },
+                thread: Thread { root: id.to_owned(), last: id.to_owned(), sequence: 1, subject },
                 observed,
                 ..Notified::default()
             };
@@ -99,7 +135,6 @@ impl Dispatcher {
             plan.batch.put(&entry);
             self.log.insert(key, entry);
         }
-        plan.batch.put(&startup.finish_first_look(told.iter().copied().filter(|alert| alert.is_firing()), scene.now));
     }
 
     /// The daily mail of `notify.mode: observe`.
