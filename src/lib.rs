@@ -47,6 +47,7 @@
 //! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), reach (which hosts were reached), http, amqp, sql (one standing connection to a database), docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), program (runs one), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
+//! | `src/snapshot` | the last answers of every target, as a small picture |
 //! | `src/changes` | what changed on the host lately, from jobs, events, files; bounded |
 //! | `src/alerts.rs` | the table of what is active now, with a change signal |
 //! | `src/store` | what survives a crash: memory is the truth, written through to SQLite, each record with a checksum |
@@ -66,6 +67,7 @@
 //! | `dashboards` | Grafana dashboards, written from `dashboards.yml` by `make dashboards` |
 //! | `docs` | pages for people; what they show is run by tests |
 //! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
+//! | `docs/web.md` | for people: the status page, and who may read what is served over HTTP |
 //! | `docs/performance.md` | what Proctor costs in time and memory |
 //! | `benches` | what measures that: beside other programs, and piece by piece |
 //! | `deploy` | the commented example configurations; the unit, user and folders of an installation; what other tools read of ours (docker, compose, Prometheus, Alertmanager, Grafana) |

@@ -4,6 +4,8 @@
 //! [`JOIN_EVERY`], and a scrape only copies bytes. A result that is too old drops out (invariant 6): Prometheus then
 //! marks its series stale.
 
+pub mod history;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -12,6 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use self::history::History;
 use crate::metrics::{ByProbe, Metrics};
 use crate::model::{Family, Kind, ProbeResult, Sample, Target, Timestamp};
 
@@ -70,6 +73,7 @@ struct Rendered {
 #[derive(Debug, Default)]
 struct Entry {
     latest: Option<Latest>,
+    history: Option<History>,
     rendered: Rendered,
 }
 
@@ -111,6 +115,8 @@ impl Snapshot {
                 Some(latest) => Latest { target: target.clone(), ..latest },
                 None => Latest { target: target.clone(), result: None, runs: 0, since: None },
             });
+            let history = entry.history.filter(|history| history.fits(target.interval));
+            entry.history = Some(history.unwrap_or_else(|| History::new(target.interval)));
             inner.targets.insert(target.to_string(), entry);
         }
         inner.series = inner.targets.values().map(|entry| entry.rendered.series).sum();
@@ -129,6 +135,9 @@ impl Snapshot {
             latest.since = Some(result.at);
         }
         latest.runs += 1;
+        if let Some(history) = &mut entry.history {
+            history.note(result);
+        }
         latest.result = Some(Arc::new(ProbeResult { samples: Vec::new(), ..result.clone() }));
         let others = others - entry.rendered.series;
         if others + rendered.series > MAX_SERIES {
@@ -146,6 +155,12 @@ impl Snapshot {
     pub fn all(&self) -> Vec<Latest> {
         let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
         inner.targets.values().filter_map(|entry| entry.latest.clone()).collect()
+    }
+
+    /// Returns what is known of every target with its last answers, sorted by name.
+    pub fn histories(&self) -> Vec<(Latest, History)> {
+        let inner = self.inner.read().unwrap_or_else(PoisonError::into_inner);
+        inner.targets.values().filter_map(|entry| Some((entry.latest.clone()?, entry.history.clone()?))).collect()
     }
 
     /// Returns the body of `/metrics`: the last one, or a new one where that is older than [`JOIN_EVERY`].
@@ -191,7 +206,8 @@ impl Snapshot {
 }
 
 impl Body {
-    fn of(plain: String) -> Self {
+    /// Compresses a text.
+    pub fn of(plain: String) -> Self {
         let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(plain.len() / 8), flate2::Compression::fast());
         // Writing into memory cannot fail; without the compressed form the plain one is sent.
         let gzip = encoder.write_all(plain.as_bytes()).and_then(|()| encoder.finish()).unwrap_or_default();

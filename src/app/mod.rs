@@ -203,6 +203,8 @@ pub struct App {
     web: Mutex<Option<std::net::SocketAddr>>,
     /// Where the mails of all groups stand.
     board: Mutex<Board>,
+    /// Why the last reload was refused; nothing once one was taken.
+    refused: Mutex<Option<view::Refused>>,
 }
 
 impl App {
@@ -268,6 +270,7 @@ impl App {
             heard: Mutex::default(),
             web: Mutex::new(None),
             board: Mutex::default(),
+            refused: Mutex::default(),
         });
         app.keep_changes();
         app.start_scoped().await;
@@ -358,6 +361,7 @@ impl App {
             Ok(made) => made,
             Err(error) => {
                 self.metrics.config_reload_ok.set(0);
+                *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = Some(view::Refused::of(&error));
                 tracing::error!("{}; the old configuration stays in force", chain(&error));
                 return Err(error);
             }
@@ -378,6 +382,7 @@ impl App {
         self.runner.set_actions(actions);
         self.start_scoped().await;
         self.metrics.config_reload_ok.set(1);
+        *self.refused.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.metrics.config_reload_time.set(tasks::wall_now().as_secs_f64());
         changed::own(&self.changes, Kind::Reloaded, "its configuration and rules");
         tracing::info!("the configuration was loaded anew");
@@ -415,7 +420,7 @@ impl App {
         Pages {
             snapshot: self.snapshot.clone(),
             ready: Arc::new(move || ready.ready()),
-            status: Arc::new(move || view::status(&status.loaded(), &status.snapshot.all(), &status.alerts.all(), status.notices())),
+            status: Arc::new(move || status.status()),
             inbox: Arc::new(move |name| reported.inbox(name)),
         }
     }
@@ -430,17 +435,6 @@ impl App {
             0 => Ok(()),
             waiting => Err(format!("{waiting} targets have not answered yet")),
         }
-    }
-
-    /// Returns what people should know first.
-    fn notices(&self) -> Vec<String> {
-        let degraded = self
-            .store
-            .degraded()
-            .map(|why| format!("The state cannot be written ({why}): Proctor goes on from memory and repairs nothing."));
-        let lost = self.mutes.lock().unwrap_or_else(PoisonError::into_inner).sight.lost().cloned();
-        let unseen = lost.map(|(since, why)| format!("Proctor cannot see since {since}: {why}."));
-        degraded.into_iter().chain(unseen).chain(self.store.notices()).chain(self.outbox.problems()).collect()
     }
 
     /// Stops everything in the order of the flow, within [`STOP_WITHIN`]; returns the names of tasks that were stuck.

@@ -1,53 +1,429 @@
 //! What the status page shows, and Proctor's own metrics as samples.
 
-use super::Loaded;
-use crate::model::labels::NAME;
-use crate::model::{Alert, AlertState, Labels, Sight};
-use crate::snapshot::Latest;
-use crate::web::{AlertRow, Status, TargetRow};
+mod coming;
+mod targets;
+mod troubles;
 
-/// Makes the rows of the status page: what is wrong first.
-pub(super) fn status(loaded: &Loaded, latest: &[Latest], alerts: &[Alert], mut notices: Vec<String>) -> Status {
-    if let Some(found) = &loaded.found {
-        notices.push("No configuration: Proctor watches what it found on this host by looking only.".to_owned());
-        notices.extend(found.left_out.iter().map(|line| format!("Not watched: {line}")));
-    }
-    let mut rows: Vec<AlertRow> = alerts
-        .iter()
-        .filter(|alert| alert.state != AlertState::Inactive)
-        .map(|alert| AlertRow {
-            state: if alert.is_firing() { "firing" } else { "pending" },
-            severity: alert.labels.get("severity").unwrap_or("").to_owned(),
-            name: alert.name().to_owned(),
-            summary: alert.annotations.get("summary").unwrap_or("").to_owned(),
-            since: alert.active_at,
-            note: match (alert.attempts.last(), alert.evidence.first()) {
-                (Some(attempt), _) => format!("{}: {}", attempt.action, attempt.outcome),
-                (None, evidence) => evidence.cloned().unwrap_or_default(),
-            },
-        })
-        .collect();
-    rows.sort_by_key(|row| (row.state != "firing", row.since));
-    let mut targets: Vec<TargetRow> = latest.iter().map(target).collect();
-    targets.sort_by_key(|row| row.well != Some(false));
-    Status { site: loaded.config.site.name.clone(), notices, alerts: rows, targets }
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
+use std::time::Duration;
+
+use super::App;
+use crate::changes::Kind;
+use crate::model::duration::{print, print_measured};
+use crate::model::labels::NAME;
+use crate::model::{Alert, Labels, Outcome, Problem, Sight, Timestamp};
+use crate::mute::depends::{Depends, FailingProbes, failing};
+use crate::mute::{self, Facts, Maintenance};
+use crate::notify::dedup::Notified;
+use crate::notify::message::line;
+use crate::notify::{self, Channel, Delivery};
+use crate::probe::heartbeat::{Check, Ended};
+use crate::remediate::Mode;
+use crate::rules::load::RuleKind;
+use crate::snapshot::Latest;
+use crate::snapshot::history::History;
+use crate::tasks;
+use crate::web::{CheckRow, Event, Notice, Rows, Status, Tone};
+
+/// The most characters of one text on the page.
+const MAX_TEXT: usize = 300;
+/// The most rows of each list beside the targets.
+const MAX_EVENTS: usize = 12;
+/// The most checks of the site.
+const MAX_CHECKS: usize = 200;
+/// How far back changes of the host and attempts are shown.
+const RECENT: Duration = Duration::from_secs(24 * 3600);
+
+/// The most mistakes of a refused configuration that are named.
+const MAX_PLACES: usize = 3;
+
+/// Why the last reload was refused, and when.
+#[derive(Clone, Debug)]
+pub(super) struct Refused {
+    pub(super) at: Timestamp,
+    pub(super) why: Vec<String>,
 }
 
-fn target(latest: &Latest) -> TargetRow {
-    let result = latest.result.as_ref();
-    let detail = result.map(|result| match (&result.outcome, &result.sight) {
-        (Err(failure), _) => format!("{}: {}", failure.reason, failure.detail),
-        (Ok(()), Sight::Full) => String::new(),
-        (Ok(()), Sight::Partial { missing, remedy } | Sight::Blind { missing, remedy }) => format!("cannot see {missing}; {remedy}"),
+impl Refused {
+    /// Says where the mistakes stand, and not what they are: a page that everybody may read shows no text of the file.
+    pub(super) fn of(error: &super::AppError) -> Self {
+        let why = match error {
+            super::AppError::Config(problems) => {
+                let place = |problem: &Problem| format!("{}:{}:{}", problem.file.display(), problem.at.line, problem.at.col);
+                let more = problems.len().saturating_sub(MAX_PLACES);
+                problems.iter().take(MAX_PLACES).map(place).chain((more > 0).then(|| format!("{more} more"))).collect()
+            }
+            other => vec![other.to_string()],
+        };
+        Self { at: tasks::now(), why }
+    }
+}
+
+/// How an alert was told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    /// Only in the digest of what would have been mailed.
+    Observed,
+    /// A mail is written, and waits to leave.
+    Waits,
+    /// It was delivered.
+    Mailed,
+}
+
+/// What is known now, read once for a page.
+struct Scene {
+    now: Timestamp,
+    targets: Vec<(Latest, History)>,
+    alerts: Vec<Alert>,
+    failing: FailingProbes,
+    depends: std::sync::Arc<Depends>,
+    /// The `for` of every alerting rule, by its id.
+    holds: BTreeMap<String, Duration>,
+    /// Whether somebody is told at all.
+    tells: bool,
+    /// When an alert was last told, by fingerprint, and how.
+    told: BTreeMap<String, (Timestamp, Told)>,
+    /// Why an alert is not told now, by fingerprint.
+    muted: BTreeMap<String, String>,
+}
+
+impl App {
+    /// Makes the rows of the status page.
+    pub(super) fn status(&self) -> Status {
+        let scene = self.scene();
+        let loaded = self.loaded();
+        let maintenance = self.mutes.lock().unwrap_or_else(PoisonError::into_inner).maintenance.state(scene.now);
+        let mut notices = self.notices(&maintenance, scene.now);
+        if let Some(found) = &loaded.found {
+            let mut notice = Notice::new(Tone::Unsure, "No configuration: Proctor watches what it found on this host, by looking only.");
+            if !found.left_out.is_empty() {
+                notice.detail = line(&format!("Not watched: {}", found.left_out.join("; ")), 2 * MAX_TEXT);
+            }
+            notices.push(notice);
+        }
+        Status {
+            site: loaded.config.site.name.clone(),
+            verdict: self.verdict(&scene, &maintenance),
+            notices,
+            troubles: scene.troubles(),
+            coming: self.coming(&scene),
+            mails: self.mails(&scene),
+            actions: self.repairs(scene.now),
+            repair: self.may_repair(),
+            changes: self.changes_lately(scene.now),
+            checks: self.checks(&scene),
+            groups: scene.groups(),
+            targets: scene.targets.len(),
+        }
+    }
+
+    fn scene(&self) -> Scene {
+        let now = tasks::now();
+        let (depends, patience) = {
+            let scoped = self.scoped.lock().unwrap_or_else(PoisonError::into_inner);
+            (scoped.depends.clone(), scoped.patience.clone())
+        };
+        let (targets, alerts) = (self.snapshot.histories(), self.alerts.all());
+        let failing = failing(targets.iter().map(|(latest, _)| latest), &alerts, |probe| patience(probe));
+        let mut told = BTreeMap::new();
+        let waiting: Vec<Delivery> = self.store.all();
+        let groups: BTreeSet<&str> = waiting
+            .iter()
+            .flat_map(|delivery| &delivery.message.headers)
+            .filter_map(|(name, value)| (name == "X-Alert-Group").then_some(value.as_str()))
+            .collect();
+        for entry in self.store.all::<Notified>() {
+            let how = match (entry.observed, groups.contains(entry.group.as_str())) {
+                (true, _) => Told::Observed,
+                (false, true) => Told::Waits,
+                (false, false) => Told::Mailed,
+            };
+            told.extend(entry.firing.into_keys().map(|fingerprint| (fingerprint, (entry.at, how))));
+        }
+        let mutes = self.mutes.lock().unwrap_or_else(PoisonError::into_inner);
+        let latest: Vec<Latest> = targets.iter().map(|(latest, _)| latest.clone()).collect();
+        let (maintenance, actions) = (mutes.maintenance.state(now), self.runner.current());
+        let facts = Facts {
+            startup: &mutes.startup,
+            view: super::telling::view(&latest, &self.starting),
+            maintenance: &maintenance,
+            holds: &mutes.holds,
+            sight: &mutes.sight,
+            silences: &mutes.silences,
+            acks: &mutes.acks,
+            actions: &actions,
+            depends: &depends,
+            failing: &failing,
+        };
+        let muted = alerts
+            .iter()
+            .filter(|alert| alert.is_firing())
+            .filter_map(|alert| Some((alert.fingerprint().to_string(), mute::why(alert, &facts, now)?.to_string())))
+            .collect();
+        drop(mutes);
+        let loaded = self.loaded();
+        let holds = loaded.rules.iter().flat_map(|group| {
+            group.rules.iter().enumerate().filter_map(|(index, of)| match &of.kind {
+                RuleKind::Alerting(rule) => Some((group.rule_id(index), rule.hold)),
+                RuleKind::Recording { .. } => None,
+            })
+        });
+        let tells = loaded.config.notify.is_some();
+        Scene { now, targets, alerts, failing, depends, holds: holds.collect(), tells, told, muted }
+    }
+
+    /// Says whether it is fine, and says so where that cannot be known.
+    fn verdict(&self, scene: &Scene, maintenance: &Maintenance) -> Notice {
+        let count = |is: &dyn Fn(&Latest) -> bool| scene.targets.iter().filter(|(latest, _)| is(latest)).count();
+        let all = scene.targets.len();
+        let old = |latest: &Latest| latest.result.as_ref().is_some_and(|result| scene.now.since(result.at) > latest.target.valid_for());
+        let (waiting, old, failing) = (count(&|latest| latest.result.is_none()), count(&old), count(&Latest::is_failing));
+        let blind = count(&|latest| {
+            latest.result.as_ref().is_some_and(|result| result.is_success() && matches!(result.sight, Sight::Blind { .. }))
+        });
+        let firing: Vec<&str> = scene.alerts.iter().filter(|alert| alert.is_firing()).map(Alert::name).collect();
+        let of = |count: usize, one: &str, many: &str| if count == 1 { format!("1 {one}") } else { format!("{count} {many}") };
+        let lost = self.mutes.lock().unwrap_or_else(PoisonError::into_inner).sight.lost().cloned();
+        let (tone, text, detail) = if all == 0 {
+            (Tone::Unsure, "Nothing is watched".to_owned(), "The configuration names no probe.".to_owned())
+        } else if waiting == all {
+            (
+                Tone::Unsure,
+                "Not known yet".to_owned(),
+                format!("Proctor has just started: none of {} has answered.", of(all, "target", "targets")),
+            )
+        } else if let Some((since, why)) = lost {
+            (
+                Tone::Unsure,
+                "Proctor cannot see beyond this host".to_owned(),
+                format!("Since {} ago: {why}. What fails below may be well.", print_measured(scene.now.since(since))),
+            )
+        } else if failing > 0 && maintenance.mutes() {
+            (Tone::Unsure, "Down on purpose".to_owned(), format!("{failing} of {all} targets fail meanwhile."))
+        } else if failing > 0 {
+            let roots = scene.root_names();
+            let named = roots.iter().take(3).cloned().collect::<Vec<_>>().join(", ");
+            let more = if roots.len() > 3 { format!(" and {} more", roots.len() - 3) } else { String::new() };
+            let fires = if firing.is_empty() { "No alert fires yet.".to_owned() } else { of(firing.len(), "alert fires.", "alerts fire.") };
+            let verb = if failing == 1 { "fails" } else { "fail" };
+            (Tone::Bad, format!("{failing} of {all} targets {verb}: {named}{more}"), fires)
+        } else if !firing.is_empty() {
+            let text = if firing.len() == 1 { format!("{} fires", firing[0]) } else { format!("{} alerts fire", firing.len()) };
+            (Tone::Bad, text, format!("All that was asked answers: {}.", of(all, "target", "targets")))
+        } else if old > 0 {
+            let text = format!("The answers of {} are old", of(old, "target", "targets"));
+            (Tone::Unsure, text, "Nothing is known to fail, but Proctor is late: look at the load of this host.".to_owned())
+        } else if waiting > 0 {
+            (Tone::Unsure, "Fine so far".to_owned(), format!("{} of {all} targets have not answered yet.", waiting))
+        } else if blind == all {
+            (
+                Tone::Unsure,
+                "Nothing can be seen".to_owned(),
+                "Proctor may look at none of its targets: they say below what is missing.".to_owned(),
+            )
+        } else if blind > 0 {
+            let detail = format!("{} of {all} targets are well; {} cannot be seen and may be or not.", all - blind, blind);
+            (Tone::Good, "All that can be seen is well".to_owned(), detail)
+        } else {
+            (Tone::Good, "All is well".to_owned(), format!("{} and no alert.", of(all, "target answers", "targets answer")))
+        };
+        Notice { tone, text: line(&text, MAX_TEXT), detail: line(&detail, MAX_TEXT) }
+    }
+
+    /// Returns what people should know first.
+    fn notices(&self, maintenance: &Maintenance, now: Timestamp) -> Vec<Notice> {
+        let mut all = Vec::new();
+        let mut add = |tone, text: String| all.push(Notice::new(tone, line(&text, 2 * MAX_TEXT)));
+        if let Some(Refused { at, why }) = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone() {
+            let ago = print_measured(Duration::from_secs(now.since(at).as_secs()));
+            let places = why.join(", ");
+            add(
+                Tone::Bad,
+                format!(
+                    "The new configuration was refused {ago} ago, the old one is in force: {places}. `proctor config check` says what is wrong."
+                ),
+            );
+        }
+        if let Some(why) = self.store.degraded() {
+            add(Tone::Bad, format!("The state cannot be written ({why}): Proctor goes on from memory and repairs nothing."));
+        }
+        self.store.notices().into_iter().for_each(|text| add(Tone::Unsure, text));
+        self.outbox.problems().into_iter().for_each(|text| add(Tone::Bad, text));
+        let config = self.loaded().config;
+        match &config.notify {
+            None => add(Tone::Plain, "Nobody is mailed: the configuration has no notify section.".to_owned()),
+            Some(notify) if notify.mode == notify::Mode::Observe => {
+                add(Tone::Plain, "Nobody is mailed at once: notify.mode is observe.".to_owned());
+            }
+            Some(_) => {}
+        }
+        let latest = self.snapshot.all();
+        let view = super::telling::view(&latest, &self.starting);
+        let mutes = self.mutes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(quiet) = mutes.startup.quiet(view, now) {
+            add(Tone::Plain, format!("Nothing is mailed or repaired yet: {quiet}."));
+        }
+        match maintenance {
+            Maintenance::On { since, file } => {
+                add(Tone::Unsure, format!("The site is down on purpose: {} exists since {since}.", file.display()));
+            }
+            Maintenance::Overdue { .. } => {
+                add(Tone::Bad, "The site is down on purpose, and has been for too long: was the file forgotten?".to_owned())
+            }
+            Maintenance::Settling { file, .. } => {
+                add(Tone::Plain, format!("The site comes back: {} has just been removed.", file.display()))
+            }
+            Maintenance::Off => {}
+        }
+        for hold in mutes.holds.active(now).into_iter().take(MAX_EVENTS) {
+            let rest = print_measured(hold.until.since(now));
+            let why = if hold.reason.is_empty() { String::new() } else { format!(": {}", hold.reason) };
+            add(Tone::Unsure, format!("Held by {} for {rest} more at most{why}. Nothing is mailed, nothing is repaired.", hold.by));
+        }
+        for silence in mutes.silences.active(now).take(MAX_EVENTS) {
+            let matchers: Vec<String> = silence.matchers.iter().map(ToString::to_string).collect();
+            let rest = print_measured(silence.ends_at.since(now));
+            let (by, comment) = (&silence.created_by, &silence.comment);
+            add(Tone::Plain, format!("Silenced by {by} for {rest} more: {} ({comment})", matchers.join(" ")));
+        }
+        all
+    }
+
+    /// Returns what is held back, and what waits to leave.
+    fn mails(&self, scene: &Scene) -> Rows<Event> {
+        let mut all: Vec<Event> = Vec::new();
+        for alert in scene.alerts.iter().filter(|alert| alert.is_firing() && scene.tells) {
+            let fingerprint = alert.fingerprint().to_string();
+            if let (Some(why), false) = (scene.muted.get(&fingerprint), scene.told.contains_key(&fingerprint)) {
+                let what = line(&format!("{} {} is held back", alert.name(), super::operate::place(alert)), MAX_TEXT);
+                all.push(Event { at: alert.active_at, tone: Tone::Plain, what, detail: line(why, MAX_TEXT) });
+            }
+        }
+        all.sort_by(|a, b| a.what.cmp(&b.what));
+        let mut waiting: Vec<Delivery> = self.store.all();
+        waiting.sort_by_key(|delivery| delivery.queued_at);
+        all.extend(waiting.into_iter().map(|delivery| {
+            let to = match &delivery.channel {
+                Channel::Email { to } => to.clone(),
+                Channel::Webhook { name } => format!("webhook {name}"),
+            };
+            let why = delivery.last_error.as_deref().unwrap_or("on its way");
+            let detail = match delivery.attempts {
+                0 => format!("to {to}, {why}"),
+                tries => format!("to {to}, tried {tries} times: {why}"),
+            };
+            let tone = if delivery.attempts > 0 { Tone::Unsure } else { Tone::Plain };
+            Event { at: delivery.queued_at, tone, what: line(&delivery.message.subject, MAX_TEXT), detail: line(&detail, MAX_TEXT) }
+        }));
+        Rows::of(all, MAX_EVENTS)
+    }
+
+    /// Returns what the actions did lately, the newest first.
+    fn repairs(&self, now: Timestamp) -> Rows<Event> {
+        let recent = self.runner.attempts().into_iter().rev().filter(|attempt| now.since(attempt.started_at) < RECENT);
+        let events = recent.map(|attempt| Event {
+            at: attempt.started_at,
+            tone: match attempt.outcome {
+                Outcome::Repaired => Tone::Good,
+                Outcome::Failed | Outcome::Refused => Tone::Bad,
+                Outcome::Running | Outcome::InDoubt => Tone::Unsure,
+                Outcome::Observed => Tone::Plain,
+            },
+            what: line(&format!("{}: {}", attempt.action, attempt.outcome), MAX_TEXT),
+            detail: line(&attempt.detail, MAX_TEXT),
+        });
+        Rows::of(events.collect(), MAX_EVENTS)
+    }
+
+    /// Says what the actions may do now.
+    fn may_repair(&self) -> String {
+        let config = self.loaded().config;
+        let all = config.actions.0.len();
+        let acting = config.actions.0.iter().filter(|(_, action)| action.mode == Mode::Act).count();
+        if let Some(paused) = self.runner.paused().filter(|_| all > 0) {
+            return line(&format!("All actions are paused by {} since {}.", paused.by, paused.since), MAX_TEXT);
+        }
+        match (all, acting) {
+            (0, _) => String::new(),
+            (1, 0) => "The one action only says what it would do.".to_owned(),
+            (1, _) => "One action may act.".to_owned(),
+            (all, 0) => format!("{all} actions only say what they would do."),
+            (all, acting) if all == acting => format!("{all} actions may act."),
+            (all, acting) => format!("{acting} of {all} actions may act, the others only say what they would do."),
+        }
+    }
+
+    fn changes_lately(&self, now: Timestamp) -> Rows<Event> {
+        let mut events: Vec<Event> = Vec::new();
+        let mut packages = 0;
+        for change in self.changes.between(now - RECENT, now + Duration::from_secs(60)).into_iter().rev() {
+            packages = if change.kind == Kind::Upgraded { packages + 1 } else { 0 };
+            // An upgrade of the host is one event, whatever it brings.
+            if let Some(last) = events.last_mut().filter(|_| packages > 1) {
+                last.what = format!("{packages} packages upgraded");
+                last.detail = line(&format!("{}, {}", last.detail, change.subject.trim_start_matches("package ")), MAX_TEXT);
+                continue;
+            }
+            let package = change.kind == Kind::Upgraded;
+            let detail =
+                if package { format!("{} {}", change.subject.trim_start_matches("package "), change.detail) } else { change.detail };
+            events.push(Event {
+                at: change.at,
+                tone: if change.kind == Kind::Died { Tone::Unsure } else { Tone::Plain },
+                what: line(&format!("{} {}", if package { "1 package" } else { &change.subject }, change.kind.as_str()), MAX_TEXT),
+                detail: line(&detail, MAX_TEXT),
+            });
+        }
+        Rows::of(events, MAX_EVENTS)
+    }
+
+    /// Returns what the site says of itself: the checks that its jobs report, and its programs.
+    fn checks(&self, scene: &Scene) -> Rows<CheckRow> {
+        let mut rows = Vec::new();
+        let mut add = |name: &str, probe: &str, ok: bool, text: &str, at: Timestamp| {
+            let tone = if ok { Tone::Good } else { Tone::Bad };
+            rows.push(CheckRow { name: line(name, MAX_TEXT), probe: probe.to_owned(), tone, text: line(text, MAX_TEXT), at });
+        };
+        for (latest, _) in &scene.targets {
+            let (probe, Some(result)) = (&latest.target.probe, latest.result.as_ref()) else { continue };
+            if latest.target.kind == "command" {
+                let text = result.outcome.as_ref().err().map_or("", |failure| failure.detail.as_str());
+                add(probe, "command", result.is_success(), text, result.at);
+            }
+            if latest.target.kind == "heartbeat"
+                && let Some((at, Ended { checks, .. })) = self.inbox(probe).and_then(|inbox| inbox.last())
+            {
+                checks.iter().for_each(|Check { name, ok, text }| add(name, probe, *ok, text, at));
+            }
+        }
+        rows.sort_by(|a, b| (a.tone, &a.probe, &a.name).cmp(&(b.tone, &b.probe, &b.name)));
+        Rows::of(rows, MAX_CHECKS)
+    }
+}
+
+/// Says when an alert was told, or why not; and who takes care of it.
+fn told(scene: &Scene, alert: &Alert) -> String {
+    if !alert.is_firing() {
+        return scene.fires_in(alert);
+    }
+    if !scene.tells {
+        return "nobody is mailed".to_owned();
+    }
+    let fingerprint = alert.fingerprint().to_string();
+    let mailed = scene.told.get(&fingerprint).map(|(at, how)| {
+        let ago = print(Duration::from_secs(scene.now.since(*at).as_secs()));
+        match how {
+            Told::Observed => format!("only observed, {ago} ago"),
+            Told::Waits => format!("its mail waits, written {ago} ago"),
+            Told::Mailed => format!("mailed {ago} ago"),
+        }
     });
-    TargetRow {
-        name: latest.target.to_string(),
-        kind: latest.target.kind,
-        well: result.map(|result| result.is_success()),
-        detail: detail.unwrap_or_default(),
-        took: result.map(|result| result.duration).unwrap_or_default(),
-        since: latest.since,
-        at: result.map(|result| result.at),
+    match (mailed, scene.muted.get(&fingerprint)) {
+        (Some(mailed), Some(why)) => format!("{mailed}; {why}"),
+        (Some(mailed), None) => mailed,
+        (None, Some(why)) => format!("not mailed: {why}"),
+        (None, None) => "its mail follows".to_owned(),
     }
 }
 

@@ -10,23 +10,27 @@ mod listen;
 mod status;
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
-use axum::response::{Html, IntoResponse, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 
 use crate::metrics::Metrics;
 use crate::model::decode::{Decode, mismatch};
 use crate::model::yaml::Node;
 use crate::model::{Problems, Timestamp};
-use crate::snapshot::{Format, Snapshot};
+use crate::snapshot::{Body, Format, Snapshot};
 use crate::tasks::{self, Tasks};
 
 pub use heartbeat::FindInbox;
-pub use status::{AlertRow, Status, TargetRow};
+pub use status::{AlertRow, CheckRow, Event, Group, Notice, Rows, Status, TargetRow, Tone, Trouble};
+
+/// The status page is rendered anew at most this often, whoever asks.
+const RENDER_EVERY: Duration = Duration::from_secs(1);
 
 /// The address to listen on; an address and not a name, so that it never listens where nobody meant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,58 +108,90 @@ fn router(pages: Pages) -> Router {
         .route("/metrics", get(exposition))
         .route("/-/healthy", get(|| async { "ok\n" }))
         .route("/-/ready", get(ready))
-        .with_state(pages)
+        .with_state(Desk { pages, rendered: Arc::default() })
         .merge(reports)
         .layer(axum::middleware::map_response(with_security_headers))
 }
 
 async fn with_security_headers(mut response: Response) -> Response {
-    const HEADERS: [(HeaderName, &str); 4] = [
-        (
-            header::CONTENT_SECURITY_POLICY,
-            "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
-        ),
+    const HEADERS: [(HeaderName, &str); 6] = [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::X_FRAME_OPTIONS, "DENY"),
         (header::REFERRER_POLICY, "no-referrer"),
         (header::CACHE_CONTROL, "no-store"),
+        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
     ];
     for (name, value) in HEADERS {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
     }
+    if let Ok(policy) = HeaderValue::from_str(&status::POLICY) {
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
     response
 }
 
-async fn page(State(pages): State<Pages>) -> Response {
-    match (pages.status)().render(tasks::now()) {
-        Ok(text) => Html(text).into_response(),
+/// The page, and when it was rendered.
+type Rendered = Option<(Timestamp, Body)>;
+
+/// What answers are made from.
+#[derive(Clone)]
+struct Desk {
+    pages: Pages,
+    /// The status page that renews itself, and the one that does not: rendered at most once every [`RENDER_EVERY`].
+    rendered: Arc<[Mutex<Rendered>; 2]>,
+}
+
+impl Desk {
+    fn page(&self, renews: bool, now: Timestamp) -> Result<Body, askama::Error> {
+        // Held while rendering: who asks meanwhile waits the few milliseconds and shares the result.
+        let mut rendered = self.rendered[usize::from(renews)].lock().unwrap_or_else(PoisonError::into_inner);
+        match &*rendered {
+            Some((at, body)) if now.since(*at) < RENDER_EVERY && now >= *at => Ok(body.clone()),
+            _ => {
+                let body = Body::of((self.pages.status)().render(now, renews)?);
+                *rendered = Some((now, body.clone()));
+                Ok(body)
+            }
+        }
+    }
+}
+
+async fn page(State(desk): State<Desk>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    match desk.page(query.as_deref() != Some("still"), tasks::now()) {
+        Ok(body) => send([(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::VARY, "Accept-Encoding")], body, &headers),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the status page cannot be made: {error}\n")).into_response(),
     }
 }
 
-async fn ready(State(pages): State<Pages>) -> Response {
-    match (pages.ready)() {
+/// Sends a body, compressed if that is asked for.
+fn send(head: [(HeaderName, &'static str); 2], body: Body, headers: &HeaderMap) -> Response {
+    if accepts_gzip(text(headers, &header::ACCEPT_ENCODING)) && !body.gzip.is_empty() {
+        return (head, [(header::CONTENT_ENCODING, "gzip")], body.gzip).into_response();
+    }
+    (head, body.plain).into_response()
+}
+
+/// Returns a header as text; empty where it is missing or none.
+fn text<'a>(headers: &'a HeaderMap, name: &HeaderName) -> &'a str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("")
+}
+
+async fn ready(State(desk): State<Desk>) -> Response {
+    match (desk.pages.ready)() {
         Ok(()) => "ready\n".into_response(),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")).into_response(),
     }
 }
 
-async fn exposition(State(pages): State<Pages>, headers: HeaderMap) -> Response {
-    let header = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or("");
-    let format = negotiate(header(header::ACCEPT));
-    let body = pages.snapshot.body(format, now());
+async fn exposition(State(desk): State<Desk>, headers: HeaderMap) -> Response {
+    let format = negotiate(text(&headers, &header::ACCEPT));
     let content_type = match format {
         Format::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
         Format::Text => "text/plain; version=0.0.4; charset=utf-8",
     };
-    let common = [(header::CONTENT_TYPE, content_type), (header::VARY, "Accept, Accept-Encoding")];
-    if accepts_gzip(header(header::ACCEPT_ENCODING)) && !body.gzip.is_empty() {
-        return (common, [(header::CONTENT_ENCODING, "gzip")], body.gzip).into_response();
-    }
-    (common, body.plain).into_response()
-}
-
-fn now() -> Timestamp {
-    tasks::now()
+    let head = [(header::CONTENT_TYPE, content_type), (header::VARY, "Accept, Accept-Encoding")];
+    send(head, desk.pages.snapshot.body(format, tasks::now()), &headers)
 }
 
 /// Chooses the format with the highest `q` that `Accept` names; text 0.0.4 where nothing fits, as Prometheus' own

@@ -11,7 +11,7 @@ use proctor::model::decode::from_text;
 use proctor::model::{Failure, Family, Histogram, Observed, ProbeResult, Reason, Sample, Sight, Target};
 use proctor::snapshot::Snapshot;
 use proctor::tasks::{self, Tasks};
-use proctor::web::{self, Pages, Status, TargetRow, WebConfig, control};
+use proctor::web::{self, Notice, Pages, Rows, Status, TargetRow, Tone, Trouble, WebConfig, control};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
@@ -66,16 +66,33 @@ async fn site() -> Site {
         snapshot: snapshot.clone(),
         ready: Arc::new(move || if is_ready.load(Ordering::SeqCst) { Ok(()) } else { Err("1 target has not answered yet".to_owned()) }),
         status: Arc::new(move || {
-            let row = |latest: proctor::snapshot::Latest| TargetRow {
-                name: latest.target.to_string(),
+            let trouble = |(latest, history): (proctor::snapshot::Latest, proctor::snapshot::history::History)| Trouble {
+                title: latest.target.to_string(),
                 kind: latest.target.kind,
-                well: Some(false),
-                detail: latest.result.map(|result| format!("{}", result.outcome.as_ref().expect_err("it failed"))).unwrap_or_default(),
-                took: Duration::ZERO,
-                since: latest.since,
-                at: None,
+                since: tasks::now(),
+                targets: Rows::of(
+                    vec![TargetRow {
+                        name: latest.target.to_string(),
+                        tone: Tone::Bad,
+                        detail: latest.result.map(|result| result.outcome.as_ref().expect_err("it failed").to_string()).unwrap_or_default(),
+                        took: None,
+                        since: latest.since,
+                        asked: true,
+                        at: None,
+                        history: history.until(tasks::now()),
+                        shows: history.shows(),
+                    }],
+                    9,
+                ),
+                alerts: Rows::default(),
+                wake: Rows::default(),
             };
-            Status { site: "coursys".to_owned(), notices: vec![], alerts: vec![], targets: rows.all().into_iter().map(row).collect() }
+            Status {
+                site: "coursys".to_owned(),
+                verdict: Notice::new(Tone::Bad, "1 of 1 targets fails"),
+                troubles: Rows::of(rows.histories().into_iter().map(trouble).collect(), 9),
+                ..Status::default()
+            }
         }),
     };
     let tasks = Tasks::new();
@@ -132,7 +149,7 @@ async fn health_readiness_and_a_page_that_escapes_what_a_service_said() {
     let (head, page) = get(site.port, "/", "").await;
     let page = String::from_utf8(page).expect("UTF-8");
     assert!(head.contains("content-security-policy: default-src 'none'"), "{head}");
-    assert!(!page.contains("<script>") && page.contains("{{ 7*7 }}") && page.contains("1 of 1 targets fail"), "{page}");
+    assert!(!page.contains("<script>") && page.contains("{{ 7*7 }}") && page.contains("1 of 1 targets fails"), "{page}");
 }
 
 #[tokio::test]

@@ -141,6 +141,12 @@ impl Inbox {
         committed.await
     }
 
+    /// Returns how the last run ended that was reported, and when.
+    pub fn last(&self) -> Option<(Timestamp, Ended)> {
+        let heart = self.0.store.get()?.get::<Heart>(&Heart::key_of(&self.0.name))?;
+        heart.last().map(|(at, ended)| (at, ended.clone()))
+    }
+
     fn heart(&self, store: &Store, now: Timestamp) -> Heart {
         store.get(&Heart::key_of(&self.0.name)).unwrap_or_else(|| Heart::new(&self.0.name, &self.0.expects, now))
     }
