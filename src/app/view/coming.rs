@@ -170,7 +170,10 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::model::labels::NAME;
 
-    fn window(samples: &[(&str, &[(&str, &str)], &dyn Fn(i64) -> f64)]) -> Window {
+    /// A name, labels, and the value by the minute.
+    type Fake<'a> = (&'a str, &'a [(&'a str, &'a str)], &'a dyn Fn(i64) -> f64);
+
+    fn window(samples: &[Fake<'_>]) -> Window {
         let window = Window::of_all_time(crate::window::Limits::default(), Arc::new(Metrics::new()));
         for minute in 0..=90 {
             let all =
@@ -210,7 +213,7 @@ mod tests {
         let queue = [("queue", "batch")];
         let lives = [("filepath", "/etc/a.pem")];
         let late = [("filepath", "/etc/b.pem")];
-        let mut samples: Vec<(&str, &[(&str, &str)], &dyn Fn(i64) -> f64)> = vec![
+        let mut samples: Vec<Fake<'_>> = vec![
             ("celery_queue_length", &queue, &|minute| 30.0 + minute as f64 * 2.0),
             ("rabbitmq_queue_messages_ready", &queue, &|minute| 30.0 + minute as f64 * 2.0),
             ("certificate_remaining_seconds", &lives, &|_| 60.0 * DAY),
