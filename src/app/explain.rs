@@ -7,7 +7,7 @@ use crate::model::duration::print;
 use crate::model::{Alert, AlertState, Matcher, Timestamp};
 use crate::mute::ack::{Ack, Acks};
 use crate::notify::dedup::Notified;
-use crate::notify::message::line;
+use crate::notify::message::{is_only_worth_knowing, line};
 use crate::notify::{Channel, Delivery, NotifyConfig, route::Route};
 use crate::rules::load::{AlertRule, RuleGroup, RuleKind};
 use crate::store::Batch;
@@ -142,6 +142,9 @@ impl App {
         });
         let group = self.group_of(alert);
         match &group {
+            Some((_, receivers)) if is_only_worth_knowing(alert) => {
+                rows.push(format!("  3. It is only worth knowing (severity info): told once, in the mail of the day, to {receivers}."));
+            }
             Some((key, receivers)) => {
                 rows.push(format!("  3. Its mails are those of the group {key}, to {receivers}."));
                 let board = self.board().status();

@@ -12,6 +12,7 @@ use crate::metrics::Metrics;
 use crate::model::duration::print;
 use crate::model::labels::NAME;
 use crate::model::{Alert, AlertState, Labels, Matcher, Reason, Timestamp};
+use crate::notify::message::is_only_worth_knowing;
 use crate::notify::{Mode, NotifyConfig};
 use crate::probe::scheduler::{FAILURE, SUCCESS};
 use crate::promql::{DEFAULT_STEP, LOOK_BACK};
@@ -132,7 +133,9 @@ fn timeline(subject: &Subject, rules: &[RuleGroup], site: &Labels, notify: Optio
             steps.push((format!("{}{note}", repair.name), seen + fires.at + repair.firing_for));
         }
     }
-    if let (Some(notify), Some(first)) = (notify, fires.iter().map(|fires| fires.at).min()) {
+    if let (Some(notify), Some(first)) =
+        (notify, fires.iter().filter(|fires| !is_only_worth_knowing(&fires.alert)).map(|fires| fires.at).min())
+    {
         let note = if notify.mode == Mode::Observe { " (observe)" } else { "" };
         steps.push((format!("mail{note}"), seen + first + notify.group_wait));
     }

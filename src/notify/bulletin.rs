@@ -1,5 +1,6 @@
 //! Mails that are not about one group: the first look, the day's digest, many at once, and Proctor itself. Pure.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::model::{Alert, Outcome, Timestamp, duration};
 use crate::snapshot::Latest;
 use crate::store::{Record, Table};
 
-/// How often the digest of `notify.mode: observe` is sent.
+/// How often a digest is sent at most: of `notify.mode: observe`, and of what is only worth knowing.
 pub const DIGEST_EVERY: Duration = Duration::from_secs(24 * 3600);
 
 /// The most lines of each kind that a digest keeps; what is more is counted.
@@ -45,7 +46,8 @@ pub fn test(voice: &Voice) -> Letter {
     Letter { state: "TEST".to_owned(), headline: format!("TEST: mails about {} reach you", voice.site), sections }
 }
 
-/// What would have been mailed and done since the last digest.
+/// What the day brought that is not mailed by itself: alerts of `severity: info`, and, where nothing else is sent, what
+/// would have been mailed and done since the last digest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Digest {
     /// Since when.
@@ -60,6 +62,12 @@ pub struct Digest {
     pub done: Vec<String>,
     /// Which attempts were counted.
     pub attempts: Vec<String>,
+    /// What is only worth knowing, one line each, by episode.
+    #[serde(default)]
+    pub known: BTreeMap<String, String>,
+    /// Episodes that an earlier digest told and that are not over: not told again.
+    #[serde(default)]
+    pub standing: BTreeSet<String>,
 }
 
 impl Record for Digest {
@@ -73,7 +81,16 @@ impl Record for Digest {
 impl Digest {
     /// Begins one.
     pub fn new(since: Timestamp) -> Self {
-        Self { since, mails: 0, acts: 0, told: Vec::new(), done: Vec::new(), attempts: Vec::new() }
+        Self {
+            since,
+            mails: 0,
+            acts: 0,
+            told: Vec::new(),
+            done: Vec::new(),
+            attempts: Vec::new(),
+            known: BTreeMap::new(),
+            standing: BTreeSet::new(),
+        }
     }
 
     /// Takes down a mail that is not sent.
@@ -82,6 +99,56 @@ impl Digest {
         if self.told.len() < MAX_LINES {
             self.told.push(format!("* {} {}", voice.moment(now), line(headline, 200)));
         }
+    }
+
+    /// Returns the digest after this one.
+    #[must_use]
+    pub fn next(&self, now: Timestamp) -> Self {
+        Self { standing: self.standing.iter().chain(self.known.keys()).cloned().collect(), ..Self::new(now) }
+    }
+
+    /// Says whether there is nothing to keep.
+    pub fn is_empty(&self) -> bool {
+        self.known.is_empty() && self.standing.is_empty()
+    }
+
+    /// Takes down what is only worth knowing, once an episode, and forgets what is over and was told; says whether anything
+    /// changed.
+    pub fn know(&mut self, voice: &Voice, firing: &[&Alert], now: Timestamp) -> bool {
+        let before = (self.known.len(), self.standing.len());
+        let episodes: BTreeSet<String> = firing.iter().map(|alert| alert.episode()).collect();
+        self.standing.retain(|episode| episodes.contains(episode));
+        for alert in firing {
+            let episode = alert.episode();
+            if self.known.len() < MAX_LINES && !self.standing.contains(&episode) && !self.known.contains_key(&episode) {
+                let summary = alert.annotations.get("summary").unwrap_or("");
+                self.known.insert(episode, format!("{} {}: {}", voice.moment(now), alert.name(), line(summary, 200)));
+            }
+        }
+        before != (self.known.len(), self.standing.len())
+    }
+
+    /// Writes what is worth knowing, and whether it still is so.
+    fn worth_knowing(&self, firing: &[&Alert]) -> Section {
+        let still: BTreeSet<String> = firing.iter().map(|alert| alert.episode()).collect();
+        let mut lines: Vec<String> = self
+            .known
+            .iter()
+            .map(|(episode, line)| format!("* {line} ({})", if still.contains(episode) { "still so" } else { "over" }))
+            .collect();
+        lines.sort();
+        Section::prose("Worth knowing", lines)
+    }
+
+    /// Writes the day's mail about what is only worth knowing.
+    pub fn day(&self, firing: &[&Alert]) -> Letter {
+        let count = self.known.len();
+        let what = "Nothing of this needs anybody now: these are alerts of severity info, which are mailed once a day at most, each once. \
+                    `proctor alert list` shows what still is so and what to do about it.";
+        let sections = vec![self.worth_knowing(firing), Section::prose("What to do now", [what.to_owned()])];
+        let things = if count == 1 { "one thing".to_owned() } else { format!("{count} things") };
+        let headline = format!("DIGEST: {things} worth knowing, nothing urgent");
+        Letter { state: "DIGEST".to_owned(), headline, sections }
     }
 
     /// Takes down what was only observed, or really done, once each; says whether there was anything new.
@@ -100,10 +167,10 @@ impl Digest {
         self.attempts.len() > before
     }
 
-    /// Writes the day's mail.
-    pub fn letter(&self, now: Timestamp) -> Letter {
+    /// Writes the day's mail of `notify.mode: observe`.
+    pub fn letter(&self, firing: &[&Alert], now: Timestamp) -> Letter {
         let span = duration::print_measured(now.since(self.since));
-        let sections = vec![
+        let mut sections = vec![
             Section::prose("Would have been mailed", shown(&self.told, self.mails)),
             Section::prose("Would have been done, or was", shown(&self.done, self.done.len() as u64)),
             Section::prose(
@@ -112,6 +179,9 @@ impl Digest {
                     .to_owned()],
             ),
         ];
+        if !self.known.is_empty() {
+            sections.insert(2, self.worth_knowing(firing));
+        }
         let headline = format!("OBSERVED: in the last {span}, would have mailed {}, would have restarted {}", self.mails, self.acts);
         Letter { state: "OBSERVED".to_owned(), headline, sections }
     }

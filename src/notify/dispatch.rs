@@ -2,6 +2,7 @@
 //! flush, one batch per flush (invariants 2 and 3).
 
 mod changed;
+mod reasons;
 mod said;
 mod tell;
 
@@ -13,6 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
+use self::reasons::Reasons;
 use self::said::Said;
 use super::Mode;
 use super::bulletin::Digest;
@@ -200,6 +202,8 @@ pub struct Dispatcher {
     behind: BTreeMap<Fingerprint, Option<Timestamp>>,
     /// Why an alert that was not told yet was held back.
     held: BTreeMap<Fingerprint, String>,
+    /// What the probes of open groups failed for since they were told.
+    reasons: Reasons,
     sent: VecDeque<Timestamp>,
     summary_at: Option<Timestamp>,
 }
@@ -227,6 +231,7 @@ impl Dispatcher {
             changes: BTreeMap::new(),
             behind: BTreeMap::new(),
             held: BTreeMap::new(),
+            reasons: Reasons::new(),
             sent: VecDeque::new(),
             summary_at: None,
         }
@@ -277,9 +282,12 @@ impl Dispatcher {
 
     fn plan(&mut self, now: Timestamp) -> Plan {
         let wiring = self.wiring.clone();
-        let (alerts, targets) = (wiring.alerts.all(), wiring.snapshot.all());
+        let targets = wiring.snapshot.all();
+        // What is only worth knowing makes no mail of its own, and no parent that fails.
+        let (known, alerts): (Vec<Alert>, Vec<Alert>) = wiring.alerts.all().into_iter().partition(message::is_only_worth_knowing);
         let mut plan = Plan { batch: Batch::new(), queued: false, refresh: BTreeSet::new(), next: now + RECHECK.1 };
         self.count_changes(&alerts, now);
+        self.follow_reasons(&targets);
         let failing = failing(&targets, &alerts, |probe| (wiring.patience)(probe));
         let scene = Scene { targets: &targets, failing: &failing, degraded: wiring.store.degraded(), now };
 
@@ -287,7 +295,7 @@ impl Dispatcher {
         let maintenance = mutes.maintenance.state(now);
         let waiting = targets.iter().filter(|latest| latest.runs < FIRST_LOOK_RUNS).count();
         let view = StartupView { waiting, systemd_starting: (wiring.systemd_starting)() };
-        let muted = self.mutes(&mutes, view, &maintenance, &alerts, &scene);
+        let muted = self.mutes(&mutes, view, &maintenance, alerts.iter().chain(&known), &scene);
         if let Some(until) = [mutes.silences.next_change(now), mutes.holds.until(now)].into_iter().flatten().min() {
             plan.at(until);
         }
@@ -303,18 +311,19 @@ impl Dispatcher {
             drop(mutes);
             self.groups(&alerts, &muted, &mut plan, &scene);
         }
-        self.day(&alerts, &mut plan, now);
+        let known: Vec<&Alert> = known.iter().filter(|alert| alert.is_firing() && !muted.contains_key(&alert.fingerprint())).collect();
+        self.day(&alerts, &known, &mut plan, now);
         self.prune(&alerts, &mut plan, now);
         plan
     }
 
     /// Says why each alert is not told now, and shows what mutes as metrics.
-    fn mutes(
+    fn mutes<'a>(
         &mut self,
         mutes: &Mutes,
         view: StartupView,
         maintenance: &Maintenance,
-        alerts: &[Alert],
+        alerts: impl Iterator<Item = &'a Alert>,
         scene: &Scene<'_>,
     ) -> BTreeMap<Fingerprint, Muted> {
         let (now, metrics) = (scene.now, &self.wiring.metrics);

@@ -304,12 +304,19 @@ pub struct Story<'a> {
     pub now: Timestamp,
 }
 
+/// Says whether an alert is not mailed by itself, but stands in the day's digest.
+pub fn is_only_worth_knowing(alert: &Alert) -> bool {
+    rank(alert) == WORTH_KNOWING
+}
+
+const WORTH_KNOWING: u8 = 4;
+
 /// How bad an alert is, worst first; what is not named stands between.
 pub fn rank(alert: &Alert) -> u8 {
     match alert.labels.get("severity") {
         Some("critical" | "page" | "emergency") => 0,
         Some("error") => 1,
-        Some("info" | "none" | "notice") => 4,
+        Some("info" | "none" | "notice") => WORTH_KNOWING,
         Some("warning") => 3,
         _ => 2,
     }

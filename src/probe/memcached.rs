@@ -1,9 +1,10 @@
 //! Asks memcached: its counters, and a value through the cache.
 //!
-//! Two connections: one that stays open for `stats`, so that the counters are still seen when no new connection gets
-//! in, and one per run, as the site's own clients connect. Names are those of memcached_exporter; the text protocol is
-//! memcached's `doc/protocol.txt`.
+//! Two connections: one that stays open for `stats` and `stats items`, so that the counters are still seen when no new
+//! connection gets in, and one per run, as the site's own clients connect. Names are those of memcached_exporter; the text
+//! protocol is memcached's `doc/protocol.txt`.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,15 +15,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::{Planned, Probe, Recorder, failure_at};
+use super::{Planned, Probe, Recorder, Shared, failure_at};
+use crate::changes::{Change, Changes, Kind};
 use crate::client::net::{Endpoint, NetError, Phases, Stream};
 use crate::model::{Failure, Family, Reason};
 
 /// The longest line that is read.
 const MAX_LINE: usize = 8 * 1024;
 
-/// The most bytes that are read of one connection in one run; `stats` gives about 3 KiB.
-const MAX_ANSWERS: usize = 64 * 1024;
+/// The most bytes that are read as one answer, or of a new connection in one run: `stats` gives about 3 KiB, `stats items`
+/// about 900 bytes for each of at most 63 classes of sizes.
+const MAX_ANSWERS: usize = 128 * 1024;
 
 /// How long the standing connection may take: it may be dead without saying so, and a new one is tried then.
 const STANDING_LIMIT: Duration = Duration::from_millis(500);
@@ -38,6 +41,10 @@ static UPTIME: Family = Family::gauge(
 );
 static COMMANDS: Family = Family::counter("memcached_commands_total", "Commands by name and status");
 static CANARY: Family = Family::gauge("memcached_canary_duration_seconds", "How long it took to set a value and to read it back");
+static CANARIES: Family = Family::counter(
+    "memcached_canaries_total",
+    "Values that this probe has set and read back since Proctor started: its own part of memcached_commands_total",
+);
 static MAX_CONNECTIONS: Family = Family::gauge("memcached_max_connections", "Connections that memcached takes at once");
 
 /// What `stats` gives as one number each, under the exporter's name.
@@ -64,6 +71,24 @@ static PLAIN: &[(&str, Family)] = &[
     ("rusage_system", Family::counter("memcached_process_system_cpu_seconds_total", "Processor time in the kernel")),
 ];
 
+/// What `stats items` gives for each class of sizes that has or had items, under the exporter's name.
+static SLABS: &[(&str, Family)] = &[
+    ("number", Family::gauge("memcached_slab_current_items", "Items in the cache")),
+    ("age", Family::gauge("memcached_slab_items_age_seconds", "How long ago the oldest item was last asked for or stored")),
+    ("evicted", Family::counter("memcached_slab_items_evicted_total", "Items thrown out before their time to make room")),
+    (
+        "evicted_time",
+        Family::gauge("memcached_slab_items_evicted_time_seconds", "How long ago the item that was thrown out last had been asked for or stored"),
+    ),
+    ("outofmemory", Family::counter("memcached_slab_items_outofmemory_total", "Items not stored because there was no memory")),
+];
+
+/// The most classes of sizes that are recorded: memcached has no more (`MAX_NUMBER_OF_SLAB_CLASSES`).
+const MAX_SLABS: usize = 63;
+
+/// Two starts of memcached are further apart than this, in seconds: it counts in whole ones.
+const STARTS_APART: u64 = 1;
+
 crate::config_struct! {
     /// Asks memcached: its counters, and a value through the cache.
     pub struct MemcachedConfig {
@@ -79,7 +104,7 @@ crate::config_struct! {
 ///
 /// # Errors
 /// None.
-pub fn plan(config: &MemcachedConfig) -> Result<Vec<Planned>, String> {
+pub fn plan(config: &MemcachedConfig, _name: &str, shared: &Shared) -> Result<Vec<Planned>, String> {
     static PLANNED: AtomicU64 = AtomicU64::new(0);
     // Two that share a cache (two hosts, or `check` beside `serve`) must not read each other's values.
     let host: String = rustix::system::uname().nodename().to_string_lossy().chars().filter(char::is_ascii_graphic).take(64).collect();
@@ -88,7 +113,8 @@ pub fn plan(config: &MemcachedConfig) -> Result<Vec<Planned>, String> {
         config: config.clone(),
         key: format!("proctor:canary:{host}:{}:{nth}", std::process::id()),
         runs: AtomicU64::new(0),
-        last_uptime: AtomicU64::new(0),
+        started: AtomicU64::new(0),
+        changes: shared.changes().clone(),
         standing: Arc::default(),
     }))
 }
@@ -97,7 +123,9 @@ struct Memcached {
     config: MemcachedConfig,
     key: String,
     runs: AtomicU64,
-    last_uptime: AtomicU64,
+    /// When memcached started, in seconds since the epoch by its own clock; 0 before it is known.
+    started: AtomicU64,
+    changes: Changes,
     /// Taken out while it is used: a run that is dropped at its deadline closes it and leaves nothing half read.
     standing: Arc<Mutex<Option<Talk>>>,
 }
@@ -118,10 +146,11 @@ impl Memcached {
         let standing = self.standing.lock().await.take();
         let mut full = None;
         let mut have_stats = false;
+        rec.set(&CANARIES, self.runs.load(Ordering::Relaxed) as f64);
         if let Some(mut talk) = standing {
             rec.waiting(Reason::AnswerTimeout, format!("{address}: waiting for the answer to stats"));
             // An error here is no finding: memcached closes idle connections if it is told to. The new one decides.
-            if let Ok(Ok(stats)) = tokio::time::timeout(STANDING_LIMIT, talk.stats(address)).await {
+            if let Ok(Ok(stats)) = tokio::time::timeout(STANDING_LIMIT, talk.all_stats(address)).await {
                 full = self.record(rec, &stats);
                 have_stats = true;
                 *self.standing.lock().await = Some(talk);
@@ -148,7 +177,7 @@ impl Memcached {
                 tracing::debug!(%failure, "memcached closed before it was told to");
             }
         } else {
-            let stats = talk.stats(address).await?;
+            let stats = talk.all_stats(address).await?;
             self.record(rec, &stats);
             *self.standing.lock().await = Some(talk);
         }
@@ -165,9 +194,8 @@ impl Memcached {
         }
         if let Some(uptime) = number("uptime") {
             rec.set(&UPTIME, uptime);
-            let last = self.last_uptime.swap(uptime as u64, Ordering::Relaxed);
-            if (uptime as u64) < last {
-                rec.evidence(format!("memcached was restarted {uptime} s ago, which emptied the cache; it had run for {last} s"));
+            if let Some(time) = number("time") {
+                self.compare_start(rec, time - uptime, uptime);
             }
         }
         for command in ["get", "delete", "incr", "decr", "cas", "touch"] {
@@ -187,6 +215,7 @@ impl Memcached {
                 rec.set_with(&COMMANDS, &[("command", command), ("status", status)], value);
             }
         }
+        record_slabs(rec, stats);
         let (open, most) = (number("curr_connections"), number("max_connections"));
         if let Some(most) = most {
             rec.set(&MAX_CONNECTIONS, most);
@@ -195,6 +224,18 @@ impl Memcached {
             (Some(open), Some(most), _) if open >= most => Some(format!("{open} of {most} connections are open")),
             (_, _, Some(0.0)) => Some("memcached does not accept connections".to_owned()),
             _ => None,
+        }
+    }
+
+    /// Tells of a restart, which empties the cache: for mails, it is no failure.
+    fn compare_start(&self, rec: &mut Recorder, started: f64, uptime: f64) {
+        let started = started as u64;
+        let before = self.started.swap(started, Ordering::Relaxed);
+        if before > 0 && started > before.saturating_add(STARTS_APART) {
+            rec.evidence(format!("memcached was restarted {uptime} s ago, which emptied the cache; it had started {} s earlier", started - before));
+            let at = crate::tasks::now() - Duration::try_from_secs_f64(uptime).unwrap_or_default();
+            let (subject, detail) = (format!("memcached at {}", self.config.address), "its cache is empty since".to_owned());
+            self.changes.record(Change { at, kind: Kind::Restarted, subject, detail });
         }
     }
 
@@ -235,6 +276,24 @@ impl Memcached {
         }
         rec.set(&CANARY, begin.elapsed().as_secs_f64());
         Ok(())
+    }
+}
+
+/// Records what `stats items` says of each class of sizes: `items:5:evicted_time 12`.
+fn record_slabs(rec: &mut Recorder, stats: &[(String, String)]) {
+    let mut slabs: BTreeMap<u8, BTreeMap<&str, f64>> = BTreeMap::new();
+    for (name, value) in stats {
+        let mut parts = name.split(':');
+        if let (Some("items"), Some(Ok(slab)), Some(what), Ok(value)) = (parts.next(), parts.next().map(str::parse), parts.next(), value.parse()) {
+            slabs.entry(slab).or_default().insert(what, value);
+        }
+    }
+    for (slab, values) in slabs.iter().take(MAX_SLABS) {
+        for (what, family) in SLABS {
+            if let Some(value) = values.get(what) {
+                rec.set_with(family, &[("slab", &slab.to_string())], *value);
+            }
+        }
     }
 }
 
@@ -296,10 +355,21 @@ impl Talk {
         }
     }
 
-    /// Asks for `stats`; the answer is bounded by [`MAX_ANSWERS`].
-    async fn stats(&mut self, address: &Endpoint) -> Result<Vec<(String, String)>, Failure> {
+    /// Asks for `stats` and `stats items`. Not everything that speaks memcached's protocol knows the second.
+    async fn all_stats(&mut self, address: &Endpoint) -> Result<Vec<(String, String)>, Failure> {
+        let mut stats = self.stats(address, "stats").await?;
+        match self.stats(address, "stats items").await {
+            Ok(items) => stats.extend(items),
+            Err(Failure { reason: Reason::Protocol, detail }) => tracing::debug!(detail, "no stats items"),
+            Err(failure) => return Err(failure),
+        }
+        Ok(stats)
+    }
+
+    /// Asks for numbers; the answer is bounded by [`MAX_ANSWERS`].
+    async fn stats(&mut self, address: &Endpoint, question: &str) -> Result<Vec<(String, String)>, Failure> {
         self.room = MAX_ANSWERS;
-        self.send(address, "stats\r\n").await?;
+        self.send(address, &format!("{question}\r\n")).await?;
         let mut stats = Vec::new();
         loop {
             let line = self.line(address).await?;
@@ -336,9 +406,9 @@ mod tests {
 
     #[test]
     fn no_name_is_given_twice() {
-        let names: std::collections::BTreeSet<_> = PLAIN.iter().map(|(_, family)| family.name).collect();
-        assert_eq!(names.len(), PLAIN.len());
-        assert!(PLAIN.iter().all(|(_, f)| f.name.ends_with("_total") == (f.kind == crate::model::Kind::Counter)));
+        let names: std::collections::BTreeSet<_> = PLAIN.iter().chain(SLABS).map(|(_, family)| family.name).collect();
+        assert_eq!(names.len(), PLAIN.len() + SLABS.len());
+        assert!(PLAIN.iter().chain(SLABS).all(|(_, f)| f.name.ends_with("_total") == (f.kind == crate::model::Kind::Counter)));
     }
 
     /// Reads one answer to `stats` out of these bytes, after which the server closes.
@@ -351,7 +421,7 @@ mod tests {
             theirs.write_all(bytes).expect("fits the socket");
             theirs.shutdown(std::net::Shutdown::Write).expect("is open");
             let stream = Stream::Unix(tokio::net::UnixStream::from_std(ours).expect("is taken"));
-            Talk::new(stream).stats(&Endpoint::parse("127.0.0.1:11211").expect("is an address")).await
+            Talk::new(stream).stats(&Endpoint::parse("127.0.0.1:11211").expect("is an address"), "stats").await
         })
     }
 
@@ -359,7 +429,7 @@ mod tests {
         #[test]
         fn no_answer_to_stats_breaks_the_reading(
             pieces in proptest::collection::vec(proptest::prop_oneof![
-                proptest::sample::select(vec![&b"STAT "[..], b"pid", b" ", b"1", b"18446744073709551616", b"-1", b"nan", b"\r\n", b"\n", b"END\r\n", b"uptime", b"curr_connections", b"max_connections"]).prop_map(<[u8]>::to_vec),
+                proptest::sample::select(vec![&b"STAT "[..], b"pid", b" ", b"1", b"18446744073709551616", b"-1", b"nan", b"\r\n", b"\n", b"END\r\n", b"uptime", b"curr_connections", b"max_connections", b"time", b"items:", b":age", b":evicted"]).prop_map(<[u8]>::to_vec),
                 proptest::collection::vec(proptest::num::u8::ANY, 0..9),
             ], 0..80),
         ) {
@@ -369,7 +439,7 @@ mod tests {
                 prop_assert!(String::from_utf8_lossy(&bytes).contains("END"));
                 prop_assert!(stats.iter().all(|(name, value)| !name.contains([' ', '\n']) && !value.contains('\n')));
                 let config = MemcachedConfig { address: Endpoint::parse("127.0.0.1:11211").expect("is an address"), canary: false };
-                let memcached = Memcached { config, key: String::new(), runs: AtomicU64::new(0), last_uptime: AtomicU64::new(9), standing: Arc::default() };
+                let memcached = Memcached { config, key: String::new(), runs: AtomicU64::new(0), started: AtomicU64::new(9), changes: Changes::default(), standing: Arc::default() };
                 memcached.record(&mut Recorder::default(), &stats);
             }
         }

@@ -444,7 +444,7 @@ kinds! {
     /// Asks gunicorn: whether a worker answers, and how long the queue in front of them is.
     gunicorn: GunicornConfig [shared],
     /// Asks memcached: its counters, and a value through the cache.
-    memcached: MemcachedConfig,
+    memcached: MemcachedConfig [shared],
     /// Looks at certificates, on disk and as they are served, and whether both are the same.
     certificate: CertificateConfig [shared],
     /// Asks the far end of an SSH tunnel, in the protocol that it speaks.

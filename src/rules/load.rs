@@ -35,6 +35,7 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("built-in/elasticsearch.yml", include_str!("../../alerts/elasticsearch.yml")),
     ("built-in/gunicorn.yml", include_str!("../../alerts/gunicorn.yml")),
     ("built-in/markup.yml", include_str!("../../alerts/markup.yml")),
+    ("built-in/memcached.yml", include_str!("../../alerts/memcached.yml")),
     ("built-in/mysql.yml", include_str!("../../alerts/mysql.yml")),
     ("built-in/nginx.yml", include_str!("../../alerts/nginx.yml")),
     ("built-in/postgres.yml", include_str!("../../alerts/postgres.yml")),

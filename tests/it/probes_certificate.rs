@@ -80,6 +80,10 @@ async fn a_certificate_that_was_renewed_without_a_reload_is_reported_and_so_is_t
         result.evidence
     );
 
+    // A reload that has not come after minutes is said by `check` too.
+    assert!(Command::new("touch").args(["-d", "6 minutes ago"]).arg(nginx.certificate_file()).status().expect("touch runs").success());
+    failed(&ask_nginx(&nginx, SITE).await, Reason::Mismatch, "site.pem holds a newer certificate");
+
     nginx.reload().await;
     let result = ask_nginx(&nginx, SITE).await;
     well(&result);

@@ -137,24 +137,32 @@ impl Dispatcher {
         }
     }
 
-    /// The daily mail of `notify.mode: observe`.
-    pub(super) fn day(&mut self, alerts: &[Alert], plan: &mut Plan, now: Timestamp) {
-        if self.mode != Mode::Observe {
-            if self.digest.take().is_some() {
-                plan.batch.remove::<Digest>(Digest::PREFIX);
-            }
-            return;
+    /// The daily mail: what is only worth knowing, and, while `notify.mode` is `observe`, what would have been mailed and
+    /// done. `firing` are the alerts of severity info that are not muted.
+    pub(super) fn day(&mut self, alerts: &[Alert], firing: &[&Alert], plan: &mut Plan, now: Timestamp) {
+        let observes = self.mode == Mode::Observe;
+        let kept = self.digest.take();
+        let fresh = kept.is_none();
+        let mut digest = kept.unwrap_or_else(|| Digest::new(now));
+        if !observes && digest.known.is_empty() {
+            // The day begins with the first thing to tell; what was observed before is not told any more.
+            digest = digest.next(now);
         }
-        let fresh = self.digest.is_none();
-        let mut digest = self.digest.take().unwrap_or_else(|| Digest::new(now));
-        let mut changed = digest.acts(&self.voice, alerts) || fresh;
+        let mut changed = digest.know(&self.voice, firing, now) || fresh;
+        changed |= observes && digest.acts(&self.voice, alerts);
         if now.since(digest.since) >= DIGEST_EVERY {
-            let letter = digest.letter(now);
+            let letter = if observes { digest.letter(firing, now) } else { digest.day(firing) };
             let id = self.voice.message_id(&format!("digest-{}", now.0), 0, now);
             let message = bulletin::message(&self.voice, "digest", &id, letter);
             let to = self.routes.last().map(|route| route.receivers.clone()).unwrap_or_default();
             self.deliver(&to, &message, Weight::Reminder, plan, now);
-            (digest, changed) = (Digest::new(now), true);
+            (digest, changed) = (digest.next(now), true);
+        }
+        if !observes && digest.is_empty() {
+            if !fresh {
+                plan.batch.remove::<Digest>(Digest::PREFIX);
+            }
+            return;
         }
         plan.at(digest.since + DIGEST_EVERY);
         if changed {

@@ -191,7 +191,7 @@ impl Dispatcher {
         because.dedup();
         let began = firing.iter().chain(&ended).map(|alert| alert.active_at).min().unwrap_or(scene.now);
         let fresh = standing.fresh.iter().map(|alert| (alert.fingerprint(), *alert));
-        let mut notes: Vec<String> = Vec::new();
+        let mut notes = self.other_reasons(&probes, scene.now);
         for (fingerprint, alert) in fresh.take(self.voice.limit) {
             let changes = self.changed(fingerprint);
             let damped = damping(changes, route.group_interval);

@@ -1,5 +1,7 @@
 //! The dispatcher on a store in memory, with alerts made by hand and a clock that the test drives.
 
+mod told;
+
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -126,8 +128,11 @@ impl Bench {
 
     /// The newest result of a probe: well, or failing with this detail.
     fn result(&self, probe: &str, failure: Option<&str>) {
+        self.accept(probe, failure.map_or(Ok(()), |detail| Err(Failure::new(crate::model::Reason::Refused, detail))));
+    }
+
+    fn accept(&self, probe: &str, outcome: Result<(), Failure>) {
         let target = Arc::new(target(probe, &[]));
-        let outcome = failure.map_or(Ok(()), |detail| Err(Failure::new(crate::model::Reason::Refused, detail)));
         let (sight, evidence, samples, duration) = (Sight::Full, Vec::new(), Vec::new(), Duration::ZERO);
         self.wiring.snapshot.accept(&ProbeResult { target, at: self.now, duration, outcome, samples, sight, evidence });
     }

@@ -57,6 +57,8 @@ pub(super) struct Bundle {
     pub(super) path: PathBuf,
     /// In the order of the file, each once; at least one.
     pub(super) chain: Vec<Facts>,
+    /// When the file was written, where the file system says it.
+    pub(super) written: Option<Timestamp>,
     /// Whether the key belongs to the first certificate; nothing where there is none that may be read.
     key_matches: Option<bool>,
 }
@@ -199,7 +201,8 @@ fn bundle(path: &Path) -> Result<Bundle, SecretError> {
             Err(_) => None,
         }
     });
-    Ok(Bundle { path: path.to_owned(), chain, key_matches })
+    let written = std::fs::metadata(path).ok().map(|of| Timestamp::from_secs(std::os::unix::fs::MetadataExt::mtime(&of)));
+    Ok(Bundle { path: path.to_owned(), chain, written, key_matches })
 }
 
 /// Returns where the key of a certificate lies by custom: certbot's `privkey.pem`, else `NAME.key`.

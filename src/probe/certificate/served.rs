@@ -25,6 +25,9 @@ use crate::tasks;
 /// The most certificates of a chain that are looked at.
 const MAX_CHAIN: usize = 16;
 
+/// A renewed certificate is served after this time: a renewal reloads the server within seconds.
+const RELOAD_WITHIN: Duration = Duration::from_secs(5 * 60);
+
 static VALID: Family = Family::gauge(
     "certificate_served_valid",
     "Whether the certificate that is served is valid now, covers the name and leads to a trusted authority; absent without a handshake",
@@ -251,12 +254,14 @@ impl Served {
             ends.extend(shown.chain.iter().map(|facts| facts.not_after));
             let place = self.place(address, several);
             let stale = self.compare(rec, &shown, &candidates, look);
-            if let Some(stale) = &stale {
+            if let Some((stale, _)) = &stale {
                 rec.evidence(format!("{place}: {stale}"));
             }
             if let Some(wrong) = shown.wrong {
-                let stale = stale.map(|stale| format!("; {stale}")).unwrap_or_default();
+                let stale = stale.map(|(stale, _)| format!("; {stale}")).unwrap_or_default();
                 failures.push(Failure::new(Reason::Certificate, format!("{place}: {wrong}{stale}")));
+            } else if let Some((stale, true)) = stale {
+                failures.push(Failure::new(Reason::Mismatch, format!("{place}: {stale}")));
             }
         }
         for version in versions {
@@ -272,8 +277,8 @@ impl Served {
         }
     }
 
-    /// Records whether what is served lies on disk; says what lies there instead.
-    fn compare(&self, rec: &mut Recorder, shown: &Shown, candidates: &[&Bundle], look: &Look) -> Option<String> {
+    /// Records whether what is served lies on disk; says what lies there instead, and whether the reload is overdue.
+    fn compare(&self, rec: &mut Recorder, shown: &Shown, candidates: &[&Bundle], look: &Look) -> Option<(String, bool)> {
         let leaf = shown.chain.first()?;
         let same = candidates.iter().any(|bundle| bundle.chain[0].der == leaf.der);
         // What may not be read could be the one that is served.
@@ -291,9 +296,10 @@ impl Served {
         }
         let until = Timestamp::from_secs(on_disk.not_after);
         Some(if on_disk.not_before >= leaf.not_before {
-            format!("{path} holds a newer certificate (valid until {until}) that is not served: the server was not reloaded (nginx -t && systemctl reload nginx)")
+            let overdue = newest.written.is_some_and(|written| tasks::wall_now().since(written) >= RELOAD_WITHIN);
+            (format!("{path} holds a newer certificate (valid until {until}) that is not served: the server was not reloaded (nginx -t && systemctl reload nginx)"), overdue)
         } else {
-            format!("a newer certificate is served than the one in {path} (valid until {until}): another server answers, or the file was put back")
+            (format!("a newer certificate is served than the one in {path} (valid until {until}): another server answers, or the file was put back"), false)
         })
     }
 }
