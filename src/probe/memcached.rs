@@ -30,6 +30,9 @@ const MAX_ANSWERS: usize = 128 * 1024;
 /// How long the standing connection may take: it may be dead without saying so, and a new one is tried then.
 const STANDING_LIMIT: Duration = Duration::from_millis(500);
 
+/// How long connecting may take to one that is known to be full.
+const FULL_LIMIT: Duration = Duration::from_secs(1);
+
 /// How long the canary stays in the cache, in seconds.
 const CANARY_SECONDS: u32 = 60;
 
@@ -157,10 +160,17 @@ impl Memcached {
             }
         }
         let mut phases = Phases::default();
-        let mut talk = Talk::new(rec.connect(address, &mut phases).await?);
-        if let Some(full) = &full {
-            rec.waiting(Reason::Saturated, format!("{address}: {full}: a new one is not served"));
-        }
+        let stream = match &full {
+            None => rec.connect(address, &mut phases).await?,
+            // One that is full takes no more, or leaves them to the kernel, which does not take many either.
+            Some(full) => {
+                let unserved = format!("{address}: {full}: a new one is not served");
+                let connected = tokio::time::timeout(FULL_LIMIT, rec.connect(address, &mut phases)).await;
+                rec.waiting(Reason::Saturated, unserved.clone());
+                connected.unwrap_or_else(|_| Err(Failure::new(Reason::Saturated, unserved)))?
+            }
+        };
+        let mut talk = Talk::new(stream);
         talk.send(address, "version\r\n").await?;
         let version = talk.line(address).await?;
         let Some(version) = version.strip_prefix("VERSION ") else {

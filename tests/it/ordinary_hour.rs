@@ -171,7 +171,7 @@ probes:
   code: {{code: {{repository: {here}/site, processes: ['bind 127.0.0.1:{app}']}}}}
   host: {{host: {{}}}}
 actions:
-  anything: {{command: {{argv: [touch, {acted}]}}, matchers: ['alertname=~".+"'], firing_for: 0s, mode: act}}
+  anything: {{command: {{argv: [/usr/bin/touch, {acted}]}}, matchers: ['alertname=~".+"'], firing_for: 0s, mode: act}}
 "#,
         smtp = sink.port,
         amqp = rabbitmq.port,

@@ -180,6 +180,18 @@ pub(super) const CASES: &[Case] = &[
         &[Reason::Certificate],
         &["CertificateNotTrusted"],
     ),
+    case(
+        "certificate",
+        "renewed, and not reloaded",
+        "coursys.example.org:443",
+        &[
+            "certificate_served_valid{address=\"a\"} 1",
+            "certificate_served_matches_disk{address=\"a\"} 0",
+            "certificate_disk_newer_seconds{address=\"a\"} 9",
+        ],
+        &[Mismatch],
+        &["CertificateNotReloaded"],
+    ),
     case("tunnel", "it does not lead to its service", "", &["tunnel_up 0"], ANY, &["TunnelDown"]),
     case("rabbitmq", "it does not answer, or lets nobody in", "", &["rabbitmq_up 0"], ANY, &["RabbitmqDown"]),
     case(
