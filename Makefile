@@ -50,9 +50,9 @@ test-slow:
 dashboards:
 	UPDATE_DASHBOARDS=1 $(CARGO) test --locked --test it -- dashboards::the_json
 
-## Writes what is written from sources: docs/alerts.md from the rules.
+## Writes what is written from sources: docs/alerts.md from the rules, docs/configuration.md from the structs, a table of docs/dashboards.md.
 docs:
-	UPDATE_DOCS=1 $(CARGO) test --locked --test it -- rules::page
+	UPDATE_DOCS=1 $(CARGO) test --locked --test it -- rules::page docs::the_reference dashboards::public
 
 lint:
 	$(CARGO) fmt --check

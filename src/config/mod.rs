@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::changes::ChangesConfig;
-use crate::model::decode::{Decode, Named, Spanned};
+use crate::model::decode::{Decode, KeyDoc, Named, Spanned};
 use crate::model::{Labels, Position, Problem, Problems, yaml};
 use crate::mute::maintenance::MaintenanceConfig;
 use crate::mute::startup::StartupConfig;
@@ -142,36 +142,42 @@ pub fn read(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|error| format!("expected UTF-8, found another byte at offset {}", error.utf8_error().valid_up_to()))
 }
 
-/// Lists every key of the sections, the probes and the actions, for the test of the example.
-pub fn keys() -> Vec<&'static str> {
+/// Lists the sections, the probes and the actions with their keys, each by its place in the file: the reference is written
+/// from this, and the example held against it.
+pub fn sections() -> Vec<(String, &'static [KeyDoc])> {
     use crate::model::decode::Documented;
-    use crate::probe::celery;
+    use crate::probe::{self, celery};
     use crate::{notify, remediate};
-    let sections = [
-        Config::KEYS,
-        SiteConfig::KEYS,
-        StateConfig::KEYS,
-        Defaults::KEYS,
-        RulesConfig::KEYS,
-        WebConfig::KEYS,
-        ControlConfig::KEYS,
-        MaintenanceConfig::KEYS,
-        StartupConfig::KEYS,
-        HeartbeatOutConfig::KEYS,
-        NotifyConfig::KEYS,
-        SmtpConfig::KEYS,
-        notify::webhook::WebhookConfig::KEYS,
-        ProbeConfig::KEYS,
-        celery::CanaryConfig::KEYS,
-        celery::ExpectConfig::KEYS,
-        ActionConfig::KEYS,
-        remediate::VerifyConfig::KEYS,
-        remediate::LimitConfig::KEYS,
-        remediate::command::CommandConfig::KEYS,
-        remediate::systemd::SystemdConfig::KEYS,
-        remediate::docker::DockerConfig::KEYS,
-        remediate::webhook::WebhookConfig::KEYS,
-        crate::probe::host::MailConfig::KEYS,
+    let top = [
+        ("", Config::KEYS),
+        ("site", SiteConfig::KEYS),
+        ("web", WebConfig::KEYS),
+        ("control", ControlConfig::KEYS),
+        ("state", StateConfig::KEYS),
+        ("defaults", Defaults::KEYS),
+        ("rules", RulesConfig::KEYS),
+        ("changes", ChangesConfig::KEYS),
+        ("maintenance", MaintenanceConfig::KEYS),
+        ("startup", StartupConfig::KEYS),
+        ("heartbeat_out", HeartbeatOutConfig::KEYS),
+        ("notify", NotifyConfig::KEYS),
+        ("notify.smtp", SmtpConfig::KEYS),
+        ("notify.webhooks.NAME", notify::webhook::WebhookConfig::KEYS),
+        ("actions.NAME", ActionConfig::KEYS),
+        ("actions.NAME.systemd", remediate::systemd::SystemdConfig::KEYS),
+        ("actions.NAME.docker", remediate::docker::DockerConfig::KEYS),
+        ("actions.NAME.command", remediate::command::CommandConfig::KEYS),
+        ("actions.NAME.webhook", remediate::webhook::WebhookConfig::KEYS),
+        ("actions.NAME.verify", remediate::VerifyConfig::KEYS),
+        ("actions.NAME.limit", remediate::LimitConfig::KEYS),
+        ("probes.NAME", ProbeConfig::KEYS),
     ];
-    sections.into_iter().chain(crate::probe::KEYS.iter().copied()).flatten().map(|key| key.name).collect()
+    let kinds = probe::KINDS.iter().zip(probe::KEYS).map(|(kind, keys)| (format!("probes.NAME.{kind}"), *keys));
+    let within = [
+        ("probes.NAME.celery.canary", celery::CanaryConfig::KEYS),
+        ("probes.NAME.celery.expect.QUEUE", celery::ExpectConfig::KEYS),
+        ("probes.NAME.host.mail", probe::host::MailConfig::KEYS),
+    ];
+    let named = |of: (&str, &'static [KeyDoc])| (of.0.to_owned(), of.1);
+    top.into_iter().map(named).chain(kinds).chain(within.into_iter().map(named)).collect()
 }

@@ -1,6 +1,9 @@
 //! The dashboards: their JSON is what `dashboards/dashboards.yml` says, and every query is one that Prometheus takes, of metrics
 //! that Proctor has.
 
+mod answers;
+mod public;
+
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
@@ -232,6 +235,22 @@ fn every_metric_of_a_query_is_one_that_proctor_has() {
     assert!(unknown.is_empty(), "no probe has these: {unknown:#?}");
 }
 
+/// Asks a Prometheus and returns the JSON of its answer.
+async fn ask(port: u16, query: &str) -> Option<String> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let body: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
+    let body = format!("query={body}");
+    let request = format!(
+        "POST /api/v1/query HTTP/1.0\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
+    stream.write_all(request.as_bytes()).await.ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.ok()?;
+    answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).filter(|body| body.starts_with('{'))
+}
+
 #[tokio::test]
 async fn a_real_prometheus_takes_every_query() {
     let Some(prometheus) = program("prometheus") else { return };
@@ -241,27 +260,13 @@ async fn a_real_prometheus_takes_every_query() {
     let mut command = std::process::Command::new(prometheus);
     command.arg(format!("--config.file={}", config.display())).arg(format!("--storage.tsdb.path={}", folder.path().join("data").display()));
     let _process = Process::start(command.arg(format!("--web.listen-address=127.0.0.1:{port}")), &folder.path().join("log"));
-    let ask = |query: String| async move {
-        use tokio::io::{AsyncReadExt, AsyncWriteExt};
-        let body: String = query.bytes().map(|byte| format!("%{byte:02x}")).collect();
-        let body = format!("query={body}");
-        let request = format!(
-            "POST /api/v1/query HTTP/1.0\r\nHost: x\r\nContent-Type: application/x-www-form-urlencoded\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let mut stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()?;
-        stream.write_all(request.as_bytes()).await.ok()?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).await.ok()?;
-        answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).filter(|body| body.starts_with('{'))
-    };
-    eventually("prometheus answers", std::time::Duration::from_secs(60), || ask("1".to_owned())).await;
+    eventually("prometheus answers", std::time::Duration::from_secs(60), || ask(port, "1")).await;
     let mut wrong = Vec::new();
     for Dashboard { file, queries, .. } in build() {
         for query in queries {
             // What Grafana puts there.
             let asked = query.replace("$job", ".*").replace("$instance", ".*");
-            let answer = ask(asked).await.expect("it answered before");
+            let answer = ask(port, &asked).await.expect("it answered before");
             if !answer.contains("\"status\":\"success\"") {
                 wrong.push(format!("{file}: {query}: {answer}"));
             }

@@ -89,19 +89,126 @@ fn every_configuration_in_the_documentation_loads() {
     assert!(loaded > 10, "only {loaded} blocks were found");
 }
 
+/// Splits a line as a shell does, up to what ends or redirects the command; only quotes are understood.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), None::<String>, None);
+    for c in line.chars() {
+        match (c, quote) {
+            (c, Some(open)) if c == open => quote = None,
+            (c, Some(_)) => word.get_or_insert_default().push(c),
+            ('\'' | '"', None) => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            ('>' | '|' | '&' | ';', None) => break,
+            ('#', None) if word.is_none() => break,
+            (c, None) if c.is_whitespace() => words.extend(word.take()),
+            (c, None) => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
+}
+
 #[test]
-fn every_relative_link_in_the_documentation_leads_to_a_file() {
+fn every_command_of_ours_in_the_documentation_is_one_that_there_is() {
+    use clap::{CommandFactory, Parser};
+    // The start is written for it.
+    let has_init = proctor::cli::Cli::command().find_subcommand("init").is_some();
+    let (mut wrong, mut parsed) = (Vec::new(), 0);
+    for (path, text) in pages() {
+        for (line, language, block) in parts(&text) {
+            if !matches!(language, Some("sh" | "text")) {
+                continue;
+            }
+            let block = block.replace("\\\n", " ");
+            for command in block.lines() {
+                let words = words(command);
+                let Some(at) = words.iter().position(|word| word == "proctor" || word.ends_with("/proctor")) else { continue };
+                // A command, and not the name of a user, a package or a unit.
+                let begins = at == 0 || ["sudo", "&&", "*"].contains(&words[at - 1].as_str());
+                if !begins || (language == Some("text") && words.get(at + 1).is_none_or(|word| word != "run")) {
+                    continue;
+                }
+                if !has_init && words.get(at + 1).is_some_and(|word| word == "init") {
+                    continue;
+                }
+                parsed += 1;
+                if let Err(error) = proctor::cli::Cli::try_parse_from(&words[at..]) {
+                    use clap::error::ErrorKind::{DisplayHelp, DisplayVersion};
+                    if !matches!(error.kind(), DisplayHelp | DisplayVersion) {
+                        wrong.push(format!("{}:{line}: {command}: {error}", path.display()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(parsed > 30, "only {parsed} commands were found");
+}
+
+#[test]
+fn what_the_documentation_gives_to_a_shell_or_to_prometheus_is_right_there() {
+    use std::process::Command;
+    let promtool = crate::support::process::program("promtool");
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut wrong, mut shells, mut scraping) = (Vec::new(), 0, 0);
+    for (path, text) in pages() {
+        for (line, language, block) in parts(&text) {
+            let file = folder.path().join("block");
+            fs::write(&file, &block).expect("it can be written");
+            let mut command = match (language, &promtool) {
+                (Some("sh"), _) => {
+                    shells += 1;
+                    let mut command = Command::new("sh");
+                    command.arg("-n");
+                    command
+                }
+                (Some("yaml"), Some(promtool)) if block.contains("scrape_configs:") => {
+                    scraping += 1;
+                    let mut command = Command::new(promtool);
+                    command.args(["check", "config", "--syntax-only"]);
+                    command
+                }
+                _ => continue,
+            };
+            let output = command.arg(&file).output().expect("it runs");
+            if !output.status.success() {
+                wrong.push(format!(
+                    "{}:{line}: {}{}",
+                    path.display(),
+                    String::from_utf8_lossy(&output.stdout),
+                    String::from_utf8_lossy(&output.stderr)
+                ));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert!(shells > 15 && (promtool.is_none() || scraping >= 3), "only {shells} and {scraping} were found");
+}
+
+/// The place that a heading leads to, as GitHub and most others make it.
+fn anchor(heading: &str) -> String {
+    let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).collect::<String>();
+    kept.replace(' ', "-")
+}
+
+#[test]
+fn every_relative_link_in_the_documentation_leads_to_a_file_and_to_a_heading_of_it() {
     let link = Regex::new(r"\]\(([^)\s]+)\)").expect("is a pattern");
     let (mut dead, mut followed) = (Vec::new(), 0);
     for (path, text) in pages() {
         for (_, _, prose) in parts(&text).into_iter().filter(|(_, language, _)| language.is_none()) {
             for target in link.captures_iter(&prose).filter_map(|found| found.get(1)) {
-                let file = target.as_str().split('#').next().unwrap_or_default();
-                if file.is_empty() || file.contains("://") {
+                let (file, place) = target.as_str().split_once('#').unwrap_or((target.as_str(), ""));
+                if file.contains("://") {
                     continue;
                 }
                 followed += 1;
-                if !path.parent().expect("has a folder").join(file).exists() {
+                let leads = if file.is_empty() { path.clone() } else { path.parent().expect("has a folder").join(file) };
+                let text = fs::read_to_string(&leads).unwrap_or_default();
+                let headings = || text.lines().filter_map(|line| line.strip_prefix('#')).map(|line| line.trim_start_matches('#').trim());
+                if !leads.exists() || (!place.is_empty() && !headings().any(|heading| anchor(heading) == place)) {
                     dead.push(format!("{}: {}", path.display(), target.as_str()));
                 }
             }
@@ -166,5 +273,44 @@ fn the_page_of_a_probe_names_its_metrics_and_keys() {
                 assert!(metrics.iter().any(|token| token.is_match(&metric)), "{kind}: the metric {metric} is missing");
             }
         }
+    }
+}
+
+/// What stands above it in docs/configuration.md is written by hand.
+const MARK: &str = "<!-- From here on written by `make docs` from the documentation of the configuration's structs: change those. -->\n";
+
+/// The tables of every section.
+fn reference() -> String {
+    use std::fmt::Write;
+    let cell = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ").replace('|', "\\|");
+    let mut page = MARK.to_owned();
+    for (section, keys) in proctor::config::sections() {
+        let title = if section.is_empty() { "The file" } else { &section };
+        write!(page, "\n## {title}\n\n| key | default | takes | |\n|---|---|---|---|\n").expect("fits");
+        for key in keys {
+            let default = match key.default {
+                Some("{}" | "[]") => "none".to_owned(),
+                Some(default) => format!("`{}`", cell(default)),
+                None => String::new(),
+            };
+            writeln!(page, "| `{}` | {default} | {} | {} |", key.name, cell(key.expected), cell(key.doc)).expect("fits");
+        }
+        if let Some(kind) = section.strip_prefix("probes.NAME.").filter(|kind| KINDS.contains(kind)) {
+            write!(page, "\nMore: [{kind}](probes/{kind}.md).\n").expect("fits");
+        }
+    }
+    page
+}
+
+#[test]
+fn the_reference_of_the_configuration_is_what_its_structs_say() {
+    let path = root().join("docs/configuration.md");
+    let page = fs::read_to_string(&path).expect("it is there");
+    let (by_hand, _) = page.split_once(MARK).unwrap_or_else(|| panic!("{MARK} is missing"));
+    let wanted = by_hand.to_owned() + &reference();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &wanted).expect("is written");
+    } else {
+        assert!(page == wanted, "docs/configuration.md is not what the structs say: run `make docs`");
     }
 }
