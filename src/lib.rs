@@ -59,13 +59,14 @@
 //! | `src/rules` | Prometheus rule files: load, alert state machine, one turn of a rule, group loop, templates, unit tests in promtool's format |
 //! | `src/web` | `/metrics`, status page, health answers, control socket, the reports of jobs |
 //! | `src/config` | puts the components' own config structs together, loads, cross-checks; works out the timeline of a failure |
-//! | `src/discover` | looks at the host and writes YAML that goes through [`config`]'s own loader |
+//! | `src/discover` | looks at the host and at a Django project; what follows is YAML that goes through [`config`]'s own loader, or what differs from a file |
 //! | `src/app` | builds everything in order, named stops, reload; whether Proctor itself is well, the heartbeat out |
 //! | `src/cli` | one file per command; what systemd is told of `serve` |
 //! | `templates` | the HTML of the status page and of mails |
 //! | `alerts` | Prometheus rule files, used by Proctor and by Prometheus unchanged; `alerts/tests` in promtool's format |
 //! | `dashboards` | Grafana dashboards, written from `dashboards.yml` by `make dashboards` |
 //! | `docs` | pages for people; what they show is run by tests |
+//! | `docs/init.md` | the first start |
 //! | `docs/probes` | a page per kind of probe: what it asks and costs, what it exports, what each reason means, what to do |
 //! | `docs/web.md` | for people: the status page, and who may read what is served over HTTP |
 //! | `docs/performance.md` | what Proctor costs in time and memory |

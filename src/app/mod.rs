@@ -104,8 +104,7 @@ pub fn load(source: &Source) -> Result<Loaded, AppError> {
         Source::File(path) => (Config::load(path).map_err(AppError::Config)?, None),
         Source::Host => {
             let found = discover::look();
-            let yaml = if found.probes.is_empty() { String::new() } else { format!("probes:\n{}", found.probes) };
-            (Config::from_text(&file, &yaml).map_err(AppError::Config)?, Some(found))
+            (Config::from_text(&file, &found.probes()).map_err(AppError::Config)?, Some(found))
         }
     };
     let rules = rules::load::load(&config.rules, config::read).map_err(AppError::Config)?;

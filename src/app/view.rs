@@ -97,8 +97,9 @@ impl App {
         let mut notices = self.notices(&maintenance, scene.now);
         if let Some(found) = &loaded.found {
             let mut notice = Notice::new(Tone::Unsure, "No configuration: Proctor watches what it found on this host, by looking only.");
-            if !found.left_out.is_empty() {
-                notice.detail = line(&format!("Not watched: {}", found.left_out.join("; ")), 2 * MAX_TEXT);
+            let left_out = found.left_out();
+            if !left_out.is_empty() {
+                notice.detail = line(&format!("Not watched: {}", left_out.join("; ")), 2 * MAX_TEXT);
             }
             notices.push(notice);
         }

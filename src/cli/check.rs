@@ -224,7 +224,7 @@ fn ask(source: &Source, only: &[String]) -> Result<Report, Box<dyn Error + Send 
         unjudged: count(State::Unjudged),
     };
     let configured = loaded.found.is_none();
-    let left_out = loaded.found.map(|found| found.left_out).unwrap_or_default();
+    let left_out = loaded.found.map(|found| found.left_out()).unwrap_or_default();
     Ok(Report { version: 1, site: loaded.config.site.name.clone(), at, counts, targets, left_out, configured })
 }
 

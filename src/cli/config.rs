@@ -20,6 +20,9 @@ pub(super) fn check(source: &Source) -> std::io::Result<Exit> {
     });
     match planned {
         Ok((scheduled, loaded)) => {
+            if scheduled.is_empty() {
+                complain(&format!("{}: warning: it names no probes, so nothing is watched; `proctor init` finds some", file.display()));
+            }
             let mut text = format!("{} is right: {}.\n", file.display(), counted(scheduled.len(), "target"));
             let lines = describe(&scheduled, &loaded);
             if !lines.is_empty() {

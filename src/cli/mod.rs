@@ -7,6 +7,7 @@ mod control;
 mod drill;
 mod fold;
 mod hold;
+mod init;
 mod mail;
 mod render;
 mod rules;
@@ -42,6 +43,8 @@ pub struct Cli {
 enum Command {
     /// Watches the site until it is told to stop
     Serve,
+    /// Looks at this host and at the Django project, and writes a commented configuration; never over an existing one
+    Init(init::Init),
     /// Asks every probe once and says what is wrong now; needs no daemon, no state, no root
     Check(check::Check),
     /// Looks at the configuration
@@ -131,6 +134,7 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
     let source = source(cli.config.as_deref());
     match cli.command {
         Command::Serve => serve::run(source),
+        Command::Init(init) => init::run(cli.config.as_deref(), &init),
         Command::Check(check) => check::run(&source, &check),
         Command::Config(ConfigCommand::Check { file }) => Ok(config::check(&file.map_or(source, Source::File))?),
         Command::Rules(command) => Ok(rules::run(&command)?),

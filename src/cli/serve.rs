@@ -107,7 +107,7 @@ fn say_what_is_watched(loaded: &Loaded) {
     for line in &found.watched {
         tracing::info!("watching {line}");
     }
-    for line in &found.left_out {
+    for line in found.left_out() {
         tracing::info!("not watched: {line}");
     }
     if found.watched.is_empty() {

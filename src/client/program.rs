@@ -43,7 +43,7 @@ impl Decode for Argv {
     }
 }
 
-/// What is run, with `/` as its folder.
+/// What is run.
 #[derive(Clone, Debug)]
 pub struct Program<'a> {
     /// The program and its arguments.
@@ -54,6 +54,10 @@ pub struct Program<'a> {
     pub timeout: Duration,
     /// Whether what it leaves running is meant to run, such as a tunnel; else that is killed at its end.
     pub leaves: bool,
+    /// The folder it runs in; `/` where none is named.
+    pub folder: Option<&'a Path>,
+    /// The numbers of the user and group it runs as, without further groups; only root may name others than its own.
+    pub user: Option<(u32, u32)>,
 }
 
 /// How a run ended.
@@ -98,7 +102,16 @@ pub async fn run(program: &Program<'_>) -> Ran {
         let mut command = tokio::process::Command::new(path);
         command.args(&program.argv.0[1..]).env_clear().env("PATH", PATH).env("LANG", "C.UTF-8");
         command.envs(program.environment.iter().map(|(name, value)| (name, value)));
-        command.current_dir("/").stdin(Stdio::null()).stdout(output.try_clone()?).stderr(output).process_group(0).kill_on_drop(true);
+        if let Some((uid, gid)) = program.user {
+            command.uid(uid).gid(gid);
+        }
+        command
+            .current_dir(program.folder.unwrap_or(Path::new("/")))
+            .stdin(Stdio::null())
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .process_group(0)
+            .kill_on_drop(true);
         // The command is dropped here, and with it our copies of the pipe's end for writing.
         command.spawn().map(|child| (child, receiver))
     })();

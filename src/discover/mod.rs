@@ -1,217 +1,275 @@
-//! Looks at the host and writes down what can be watched by looking only (invariant 10).
+//! Looks at the host and at a Django project, and writes down what can be watched by looking only (invariant 10).
 //!
 //! What comes out is YAML that goes through the configuration's own loader, so that there is one way in. Nothing is
 //! sent to a service whose owner is not known: a web page asked with a wrong Host would make Django mail its admins.
+//! First all facts are gathered (`sockets`, `units`, `containers`, `nginx`, `cron`, `django`), each within a bound; what
+//! follows from them (`plan`), how it is written (`write`) and what differs from a file (`compare`) is pure.
 
-use std::collections::{BTreeMap, HashMap};
-use std::fmt::Write as _;
-use std::io::ErrorKind;
-use std::net::SocketAddr;
-use std::os::unix::net::UnixStream;
-use std::path::Path;
+pub mod compare;
+pub mod containers;
+pub mod cron;
+pub mod django;
+pub mod nginx;
+mod plan;
+pub mod programs;
+pub mod sockets;
+pub mod units;
+pub mod write;
 
-use procfs::net::TcpState;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use crate::client::docker::Docker;
-use crate::client::net::Endpoint;
-use crate::probe::tunnel::{self, Dialect};
+use crate::client::systemd::Systemd;
 
-/// The most processes whose sockets are looked at, and the most listening ports that are told.
-const MAX_PROCESSES: usize = 20_000;
-const MAX_PORTS: usize = 64;
-
-/// What was found.
-#[derive(Clone, Debug, Default)]
-pub struct Found {
-    /// The entries under `probes:`, as YAML; empty where nothing was found.
-    pub probes: String,
-    /// What is watched, one line each.
-    pub watched: Vec<String>,
-    /// What is there but not watched, or only half, and why, one line each.
-    pub left_out: Vec<String>,
-}
-
-/// A port on which something listens.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Port {
-    address: SocketAddr,
-    /// Name and command line of the owner; nothing where it is another user's and may not be seen.
-    owner: Option<(String, Vec<String>)>,
-}
+use django::{Project, Settings};
+use sockets::{Listener, Process};
 
 /// Where certbot keeps the certificates that are in use.
 const CERTBOT: &str = "/etc/letsencrypt/live";
+/// Where secrets lie where no configuration is written.
+const SECRETS: &str = "/etc/proctor";
+/// The most configurations of nginx that are read.
+const MAX_NGINX: usize = 10;
 
-/// Looks at the listening sockets of this host, and for certificates.
-pub fn look() -> Found {
-    let mut found = Found::default();
-    for port in listening() {
-        found.add_port(&port);
-    }
-    found.add_certificates(Path::new(CERTBOT));
-    found.add_docker(&Docker::of_this_host());
-    found
+/// The configuration of one nginx.
+#[derive(Clone, Debug, Default)]
+pub struct Nginx {
+    /// The file.
+    pub file: PathBuf,
+    /// Its servers.
+    pub servers: Vec<nginx::Server>,
+    /// What of it could not be read, and the command that opens it.
+    pub denied: Vec<String>,
+    /// Where its master writes its number, where that can be read.
+    pub pid_file: Option<PathBuf>,
+}
+
+/// What Django said.
+#[derive(Clone, Debug, Default)]
+pub enum Django {
+    /// There is none, or it was not asked.
+    #[default]
+    None,
+    /// Why it said nothing.
+    Failed(String),
+    /// What its settings are.
+    Said(Box<Settings>, Box<Project>),
+}
+
+/// What was seen.
+#[derive(Clone, Debug, Default)]
+pub struct Facts {
+    /// What listens.
+    pub listeners: Vec<Listener>,
+    /// What runs.
+    pub processes: Vec<Process>,
+    /// systemd's units.
+    pub units: units::Units,
+    /// docker's containers.
+    pub containers: containers::Containers,
+    /// Every nginx.
+    pub nginx: Vec<Nginx>,
+    /// The jobs of cron, and the tables that may not be read.
+    pub cron: (Vec<cron::Job>, Vec<PathBuf>),
+    /// The folder of certbot's certificates, where there is one; and whether Proctor's user may not enter it.
+    pub certificates: Option<(PathBuf, bool)>,
+    /// Django.
+    pub django: Django,
+    /// The user that Proctor will run as, and whether that is a user of its own.
+    pub user: (String, bool),
+    /// The folder in which secrets lie, and which files of it there are.
+    pub secrets: (PathBuf, BTreeSet<PathBuf>),
+    /// The name of this host.
+    pub host: String,
+}
+
+/// A probe that was found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name, unique.
+    pub name: String,
+    /// What it is and what is asked, one line.
+    pub about: String,
+    /// What stands within its braces; empty where nothing can be asked yet.
+    pub body: String,
+    /// What it needs, by name.
+    pub depends_on: Vec<String>,
+    /// What to take instead once more is open to Proctor.
+    pub later: Option<String>,
+}
+
+/// What can be seen once somebody has run a command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Half {
+    /// What is seen now, and what is not.
+    pub what: String,
+    /// The one command, or the line of the configuration.
+    pub command: String,
+}
+
+/// What follows from the facts.
+#[derive(Clone, Debug, Default)]
+pub struct Found {
+    /// The probes.
+    pub entries: Vec<Entry>,
+    /// What is watched, one line each.
+    pub watched: Vec<String>,
+    /// What is only half watched.
+    pub half: Vec<Half>,
+    /// What is there and not watched, and how it would be.
+    pub unwatched: Vec<Half>,
+    /// What could not be looked at, and how it can be.
+    pub unseen: Vec<String>,
+    /// The section `notify`, as lines of YAML; empty where nobody is known.
+    pub notify: Vec<String>,
+    /// Actions that would fit, as lines of YAML.
+    pub actions: Vec<String>,
+    /// The name of the site.
+    pub site: String,
 }
 
 impl Found {
-    fn add(&mut self, name: &str, entry: &str, told: String) {
-        // Two of a kind: memcached, memcached-2, …
-        let taken = |name: &str| self.probes.contains(&format!("  {name}: {{"));
-        let unique = (1..).map(|n| if n == 1 { name.to_owned() } else { format!("{name}-{n}") }).find(|name| !taken(name));
-        // Writing to a String cannot fail.
-        let written = unique.map(|name| writeln!(self.probes, "  {name}: {{{entry}}}"));
-        debug_assert!(matches!(written, Some(Ok(()))));
-        self.watched.push(told);
+    /// Returns the section `probes`, as YAML; empty where nothing was found.
+    pub fn probes(&self) -> String {
+        let lines: String = self.entries.iter().filter_map(Entry::line).map(|line| format!("  {line}\n")).collect();
+        if lines.is_empty() { lines } else { format!("probes:\n{lines}") }
     }
 
-    /// Adds certbot's certificates where there are some; which names are served, the files do not say for sure.
-    fn add_certificates(&mut self, live: &Path) {
-        // A folder that may not be read is watched too: the probe then says the line that opens it.
-        let empty = std::fs::read_dir(live).is_ok_and(|entries| !entries.flatten().any(|entry| entry.path().is_dir()));
-        if !live.is_dir() || empty {
-            return;
+    /// Returns what is not or only half watched, one line each, without the commands: this is shown on pages too.
+    pub fn left_out(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.half.iter().chain(&self.unwatched).map(|half| half.what.clone()).collect();
+        lines.extend(self.unseen.iter().cloned());
+        if !lines.is_empty() {
+            lines.push("`proctor init` writes a configuration, and says what opens each of these".to_owned());
         }
-        let files = format!("{}/*/fullchain.pem", live.display());
-        self.add(
-            "certificates",
-            &format!("certificate: {{files: [\"{files}\"]}}"),
-            format!("certificates in {files}: how long they are valid"),
-        );
-        self.left_out.push(format!(
-            "whether the certificates in {} are those that are served; name where, under probes: (certificate: {{served: [\"NAME:443\"]}})",
-            live.display()
-        ));
-    }
-
-    /// Adds docker where its socket lets us in; one elsewhere than on this host is not looked for.
-    fn add_docker(&mut self, docker: &Docker) {
-        let Ok(Endpoint::Unix(socket)) = docker.endpoint() else { return };
-        let at = socket.display();
-        match UnixStream::connect(socket) {
-            Ok(_) => self.add(
-                "docker",
-                &format!("docker: {{engine: \"unix:{at}\"}}"),
-                format!("docker at {at}: every container that docker itself is to restart"),
-            ),
-            Err(error) if error.kind() == ErrorKind::PermissionDenied => self.left_out.push(format!(
-                "the containers of docker at {at}: the user of Proctor may not use its socket; a socket proxy is the careful way (docs/probes/docker.md)"
-            )),
-            Err(_) => {}
-        }
-    }
-
-    /// Watches a tunnel in the protocol that its far port is known for; by its near end only where that is none.
-    fn add_tunnel(&mut self, address: SocketAddr, command_line: &[String], tcp: &str) {
-        let number = address.port();
-        let far_end = tunnel::far_end(command_line, number);
-        let name = format!("tunnel-{number}");
-        let far = match &far_end {
-            Some((host, port)) => format!("{host}:{port}"),
-            None => "an end that its command line does not name".to_owned(),
-        };
-        let Some(speaks) = far_end.and_then(|(_, port)| Dialect::of_port(port)).map(Dialect::as_str) else {
-            self.add(&name, tcp, format!("ssh tunnel at {address} to {far}: whether its near end opens"));
-            self.left_out.push(format!(
-                "the far end of the ssh tunnel at {address}: say what it speaks (tunnel: {{address: \"{address}\", speaks: …}})"
-            ));
-            return;
-        };
-        self.add(
-            &name,
-            &format!("tunnel: {{address: \"{address}\", speaks: {speaks}}}, interval: 30s"),
-            format!("ssh tunnel at {address} to {far}: whether its far end says the first bytes of {speaks}"),
-        );
-    }
-
-    fn add_port(&mut self, port: &Port) {
-        let address = reachable(port.address);
-        let owner = port.owner.as_ref().map_or("", |(name, _)| name.as_str());
-        let number = port.address.port();
-        let tcp = format!("tcp: {{address: \"{address}\"}}");
-        match (owner, number) {
-            ("memcached", _) | ("" | "docker-proxy", 11211) => {
-                self.add(
-                    "memcached",
-                    &format!("memcached: {{address: \"{address}\"}}"),
-                    format!("memcached at {address}: its counters (canary: true would also send a value through it)"),
-                );
-            }
-            ("ssh" | "autossh", _) => self.add_tunnel(address, port.owner.as_ref().map_or(&[], |(_, line)| line), &tcp),
-            ("nginx", _) => {
-                self.add(&format!("nginx-{number}"), &tcp, format!("nginx at {address}: whether the port opens"));
-                self.left_out
-                    .push(format!("nginx at {address}: its pages; name its sites under probes: (nginx: {{sites: [\"https://…/\"]}})"));
-            }
-            (name, _) if name.starts_with("gunicorn") => {
-                self.add("gunicorn", &tcp, format!("gunicorn at {address}: whether the port opens"));
-                self.left_out.push(format!("gunicorn at {address}: whether a worker answers; it needs the site's own name (gunicorn: {{listen: \"{address}\", host_header: …}}), else Django mails its admins about a wrong one"));
-            }
-            ("postgres", _) | ("" | "docker-proxy", 5432) => {
-                self.add("postgresql", &tcp, format!("PostgreSQL at {address}: whether the port opens"))
-            }
-            ("mariadbd" | "mysqld", _) | ("" | "docker-proxy", 3306) => {
-                self.add("mysql", &tcp, format!("MySQL at {address}: whether the port opens"))
-            }
-            ("beam.smp", 5672) | ("" | "docker-proxy", 5672) => {
-                self.add("rabbitmq", &tcp, format!("RabbitMQ at {address}: whether the port opens"))
-            }
-            ("java", 9200) | ("" | "docker-proxy", 9200) => {
-                self.add("elasticsearch", &tcp, format!("Elasticsearch at {address}: whether the port opens"));
-                // Not asked: whether it speaks TLS cannot be seen from here, nor which index the site uses.
-                self.left_out.push(format!("the documents of Elasticsearch at {address}; name the index under probes: (elasticsearch: {{url: \"http://{address}\", index: …}})"));
-            }
-            ("", 80 | 443) => {
-                self.add(&format!("web-{number}"), &tcp, format!("a web server at {address}: whether the port opens"));
-                self.left_out.push(format!("the web server at {address}: its pages; name its sites under probes:"));
-            }
-            ("proctor" | "sshd" | "systemd", _) => {}
-            ("", _) => self
-                .left_out
-                .push(format!("port {address}: its owner is another user's and may not be seen; name it under probes: as tcp or http")),
-            (name, _) => {
-                self.left_out.push(format!("{name} at {address}: not a service that is known here; name it under probes: as tcp or http"))
-            }
-        }
+        lines
     }
 }
 
-/// Returns the address at which a listener can be reached from this host.
-fn reachable(address: SocketAddr) -> SocketAddr {
-    let mut address = address;
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { std::net::Ipv4Addr::LOCALHOST.into() } else { std::net::Ipv6Addr::LOCALHOST.into() });
+impl Entry {
+    /// Returns it as a line of YAML; nothing where nothing can be asked yet.
+    pub fn line(&self) -> Option<String> {
+        (!self.body.is_empty()).then(|| self.with(&self.body))
     }
-    address
+
+    fn with(&self, body: &str) -> String {
+        let on = self.depends_on.join(", ");
+        let on = if on.is_empty() { on } else { format!(", depends_on: [{on}]") };
+        format!("{}: {{{body}{on}}}", self.name)
+    }
 }
 
-/// Returns who listens on this host, by address, lowest port first. What may not be seen has no owner.
-fn listening() -> Vec<Port> {
-    let sockets = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten().filter(|entry| entry.state == TcpState::Listen);
-    let mut by_inode: HashMap<u64, SocketAddr> = sockets.map(|entry| (entry.inode, entry.local_address)).collect();
-    let mut ports: BTreeMap<(u16, bool), Port> = BTreeMap::new();
-    let mut add = |address: SocketAddr, owner| {
-        // The same port on IPv4 and IPv6 is one service: IPv4 stands for both.
-        let key = (address.port(), reachable(address).ip().is_loopback());
-        let better = ports.get(&key).is_none_or(|known: &Port| known.address.is_ipv6() && address.is_ipv4());
-        if better {
-            ports.insert(key, Port { address, owner });
-        }
+/// Where Django is looked for.
+#[derive(Clone, Debug, Default)]
+pub struct Ask {
+    /// `manage.py` or its folder; where the site runs if not named.
+    pub manage: Option<PathBuf>,
+    /// Its Python.
+    pub python: Option<PathBuf>,
+    /// As whom it runs instead of its owner.
+    pub user: Option<String>,
+    /// How long it may take.
+    pub limit: std::time::Duration,
+}
+
+/// Looks at this host by itself, and says what follows.
+pub fn look() -> Found {
+    found(&facts(Path::new(SECRETS), None))
+}
+
+/// Says what follows from the facts.
+pub fn found(facts: &Facts) -> Found {
+    plan::plan(facts)
+}
+
+/// Gathers what can be seen of this host; Django is asked only where that is wanted. `secrets` is the folder in which
+/// passwords for Proctor lie or will lie. It blocks for some seconds.
+pub fn facts(secrets: &Path, django: Option<&Ask>) -> Facts {
+    let (listeners, processes) = sockets::look();
+    let masters = processes.iter().filter(|process| programs::is(process, "nginx") && process.command.iter().any(|word| word == "master"));
+    let files: BTreeSet<PathBuf> = masters.map(programs::nginx_configuration).take(MAX_NGINX).collect();
+    let user = django::proctor_user();
+    let own = user == crate::client::process::own_user();
+    let mut facts = Facts {
+        nginx: files.into_iter().map(Nginx::look).collect(),
+        cron: cron::look(Path::new("/etc"), Path::new("/var/spool/cron/crontabs")),
+        certificates: certificates(Path::new(CERTBOT), own),
+        secrets: (secrets.to_owned(), there(secrets)),
+        host: std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned(),
+        user: (user.clone(), user == "proctor"),
+        listeners,
+        processes,
+        ..Facts::default()
     };
-    for process in procfs::process::all_processes().into_iter().flatten().flatten().take(MAX_PROCESSES) {
-        let Ok(descriptors) = process.fd() else { continue };
-        for descriptor in descriptors.flatten() {
-            if let procfs::process::FDTarget::Socket(inode) = descriptor.target
-                && let Some(address) = by_inode.remove(&inode)
-            {
-                let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
-                add(address, Some((name, process.cmdline().unwrap_or_default())));
-            }
-        }
+    // A thread and a loop of its own: who calls may be within a loop already, and nothing of this one outlives it.
+    let asked = std::thread::scope(|scope| scope.spawn(|| ask(&facts, django)).join());
+    match asked {
+        Ok(Ok((units, containers, django))) => (facts.units, facts.containers, facts.django) = (units, containers, django),
+        Ok(Err(error)) => facts.units.unseen = Some(format!("systemd, docker and Django were not asked: {error}")),
+        Err(_) => facts.units.unseen = Some("systemd, docker and Django were not asked: that panicked".to_owned()),
     }
-    for address in by_inode.into_values() {
-        add(address, None);
+    facts
+}
+
+fn ask(facts: &Facts, django: Option<&Ask>) -> std::io::Result<(units::Units, containers::Containers, Django)> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let answers = runtime.block_on(async {
+        let (systemd, docker) = (Systemd::of_this_host(), Docker::of_this_host());
+        let (units, containers) = tokio::join!(units::look(&systemd), containers::look(&docker));
+        let django = match django {
+            Some(ask) => self::ask_django(facts, &units, ask).await,
+            None => Django::None,
+        };
+        (units, containers, django)
+    });
+    runtime.shutdown_background();
+    Ok(answers)
+}
+
+async fn ask_django(facts: &Facts, units: &units::Units, ask: &Ask) -> Django {
+    let of_site = |process: &&Process| programs::is(process, "gunicorn") || programs::is(process, "celery");
+    let folders = facts.processes.iter().filter(of_site).filter_map(programs::folder);
+    let folders = folders.chain(units.services.iter().filter_map(|service| service.folder.clone()));
+    let found = || folders.flat_map(|folder| [folder.join("manage.py"), folder.join("../manage.py")]).find(|manage| manage.is_file());
+    let Some(manage) = ask.manage.clone().or_else(found) else {
+        return Django::Failed("no manage.py was found where gunicorn and Celery run: name it by --django PATH".to_owned());
+    };
+    // What runs the site in this folder is the Python that it needs.
+    let here = |process: &&Process| programs::folder(process).is_some_and(|folder| manage.starts_with(&folder) || folder == manage);
+    let python = || facts.processes.iter().filter(of_site).find(here).and_then(programs::python);
+    let project = Project::at(&manage, ask.python.clone().or_else(python).as_deref(), ask.user.as_deref());
+    let project = match project {
+        Ok(project) => project,
+        Err(why) => return Django::Failed(why),
+    };
+    match project.ask(ask.limit).await {
+        Ok(settings) => Django::Said(Box::new(settings), Box::new(project)),
+        Err(why) => Django::Failed(why),
     }
-    ports.into_values().take(MAX_PORTS).collect()
+}
+
+impl Nginx {
+    fn look(file: PathBuf) -> Self {
+        let (servers, denied) = nginx::look(&file);
+        let usual = (file == Path::new("/etc/nginx/nginx.conf")).then(|| PathBuf::from("/run/nginx.pid"));
+        let pid_file = usual.filter(|path| crate::client::process::pid_in(path).is_ok());
+        Self { file, servers, denied, pid_file }
+    }
+}
+
+/// Returns certbot's folder where there are certificates in it, or where that may not be seen.
+fn certificates(live: &Path, own: bool) -> Option<(PathBuf, bool)> {
+    use std::os::unix::fs::PermissionsExt;
+    let of = live.metadata().ok().filter(std::fs::Metadata::is_dir)?;
+    let listed = std::fs::read_dir(live).map(|entries| entries.flatten().any(|entry| entry.path().is_dir()));
+    let closed = if own { listed.is_err() } else { of.permissions().mode() & 0o050 != 0o050 && of.permissions().mode() & 0o005 != 0o005 };
+    listed.unwrap_or(true).then(|| (live.to_owned(), closed))
+}
+
+/// Returns the files of a folder.
+fn there(folder: &Path) -> BTreeSet<PathBuf> {
+    std::fs::read_dir(folder).into_iter().flatten().flatten().map(|entry| entry.path()).filter(|path| path.is_file()).take(1000).collect()
 }
 
 #[cfg(test)]
@@ -221,64 +279,14 @@ mod tests {
     #[test]
     fn certificates_of_certbot_are_watched_where_there_are_some() {
         let folder = tempfile::tempdir().expect("a folder");
-        let found = || {
-            let mut found = Found::default();
-            found.add_certificates(&folder.path().join("live"));
-            found
-        };
-        assert_eq!(found().probes, "");
-        std::fs::create_dir(folder.path().join("live")).expect("a folder");
-        std::fs::write(folder.path().join("live/README"), "").expect("is written");
-        assert_eq!(found().probes, "");
-        std::fs::create_dir(folder.path().join("live/site")).expect("a folder");
-        let found = found();
-        let file = format!("{}/live/*/fullchain.pem", folder.path().display());
-        assert_eq!(found.probes, format!("  certificates: {{certificate: {{files: [\"{file}\"]}}}}\n"));
-        assert_eq!((found.watched.len(), found.left_out.len()), (1, 1));
-    }
-
-    #[test]
-    fn docker_is_watched_where_its_socket_lets_us_in() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let socket = folder.path().join("docker.sock");
-        let found = || {
-            let mut found = Found::default();
-            found.add_docker(&Docker::at(&socket));
-            found
-        };
-        assert!(found().probes.is_empty() && found().left_out.is_empty(), "there is none");
-        let listener = std::os::unix::net::UnixListener::bind(&socket).expect("a socket");
-        let entry = format!("  docker: {{docker: {{engine: \"unix:{}\"}}}}\n", socket.display());
-        assert_eq!((found().probes, found().watched.len()), (entry, 1));
-        drop(listener);
-        assert!(found().probes.is_empty(), "what listened there is gone");
-    }
-
-    #[test]
-    fn what_is_not_known_is_said_and_nothing_is_asked_of_it() {
-        let mut found = Found::default();
-        let port = |name: Option<&str>, number: u16| Port {
-            address: SocketAddr::from(([0, 0, 0, 0], number)),
-            owner: name.map(|line| {
-                let line: Vec<String> = line.split(' ').map(str::to_owned).collect();
-                (line[0].clone(), line)
-            }),
-        };
-        for (name, number) in [
-            (Some("memcached"), 11211),
-            (Some("memcached"), 11212),
-            (Some("gunicorn"), 8000),
-            (Some("redis-server"), 6379),
-            (Some("ssh -N -L 50000:reports.example.org:50000 jump"), 50000),
-            (Some("ssh -N -L 3307:db:3306 -L 8080:web:80 jump"), 3307),
-            (Some("ssh -N -L 3307:db:3306 -L 8080:web:80 jump"), 8080),
-            (Some("ssh -N jump"), 9000),
-            (Some("java"), 9200),
-            (None, 4711),
-            (Some("sshd"), 22),
-        ] {
-            found.add_port(&port(name, number));
-        }
-        insta::assert_snapshot!(format!("{}---\n{}\n---\n{}", found.probes, found.watched.join("\n"), found.left_out.join("\n")));
+        let live = folder.path().join("live");
+        assert_eq!(certificates(&live, true), None);
+        std::fs::create_dir(&live).expect("a folder");
+        std::fs::write(live.join("README"), "").expect("is written");
+        assert_eq!(certificates(&live, true), None);
+        std::fs::create_dir(live.join("site")).expect("a folder");
+        assert_eq!(certificates(&live, true), Some((live.clone(), false)));
+        std::fs::set_permissions(&live, std::os::unix::fs::PermissionsExt::from_mode(0o700)).expect("is set");
+        assert_eq!(certificates(&live, false), Some((live, true)), "root may enter it, the user of the unit may not");
     }
 }

@@ -216,7 +216,8 @@ scalar!(bool, "true or false", |text, plain| match text.as_str() {
 });
 scalar!(u64, "a whole number", |text, plain| if *plain { text.parse().ok() } else { None });
 scalar!(u32, "a whole number", |text, plain| if *plain { text.parse().ok() } else { None });
-scalar!(u16, "a whole number from 0 to 65535", |text, plain| if *plain { text.parse().ok() } else { None });
+// Every one of them is a port.
+scalar!(u16, "a port from 1 to 65535", |text, plain| if *plain { text.parse().ok().filter(|port| *port != 0) } else { None });
 scalar!(usize, "a whole number", |text, plain| if *plain { text.parse().ok() } else { None });
 scalar!(f64, "a number", |text, plain| if *plain { text.parse().ok().filter(|v: &f64| v.is_finite()) } else { None });
 scalar!(Duration, "a duration such as 30s, 5m or 1h30m", |text, plain| duration::parse(text).ok());

@@ -67,7 +67,7 @@ impl Command {
         let path = &argv.0[0];
         rec.waiting(Reason::AnswerTimeout, format!("waiting for {path} to end; it was killed with all its children"));
         let environment = environment.iter().map(|(name, value)| (name, value.to_owned())).collect();
-        let ran = program::run(&Program { argv, environment, timeout: NEVER, leaves: false }).await;
+        let ran = program::run(&Program { argv, environment, timeout: NEVER, leaves: false, folder: None, user: None }).await;
         let took = print_measured(ran.took);
         let status = match ran.ending {
             Ending::Ended(status) => status,

@@ -47,7 +47,8 @@ impl Action for Command {
 async fn run(config: &CommandConfig, occasion: &Occasion) -> Done {
     let path = &config.argv.0[0];
     let environment = environment(occasion).to_vec();
-    let ran = program::run(&Program { argv: &config.argv, environment, timeout: config.timeout, leaves: true }).await;
+    let ran =
+        program::run(&Program { argv: &config.argv, environment, timeout: config.timeout, leaves: true, folder: None, user: None }).await;
     let (last, took) = (ran.last_line(), print_measured(ran.took));
     let result = match ran.ending {
         Ending::NotStarted(why) => Err(why),

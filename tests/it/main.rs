@@ -18,6 +18,7 @@ mod docs;
 mod durability;
 mod exposition;
 mod hostile_text;
+mod init;
 mod life;
 mod mail;
 mod ordinary_hour;

@@ -57,6 +57,8 @@ pub struct Listed {
     pub words: String,
     /// The image by the name it was started from; its id once that name means another image or none.
     pub image: String,
+    /// The ports that are published: that of the host, and that of the container.
+    pub ports: Vec<(u16, u16)>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
 }
@@ -127,6 +129,15 @@ pub(super) struct Summary {
     #[serde(default)]
     image: String,
     labels: Option<BTreeMap<String, String>>,
+    #[serde(default)]
+    ports: Option<Vec<Published>>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Published {
+    private_port: u16,
+    public_port: Option<u16>,
 }
 
 impl From<Summary> for Listed {
@@ -139,6 +150,7 @@ impl From<Summary> for Listed {
             state: summary.state,
             words: summary.status,
             image: summary.image,
+            ports: summary.ports.into_iter().flatten().filter_map(|port| Some((port.public_port?, port.private_port))).collect(),
             labels: summary.labels.unwrap_or_default(),
         }
     }

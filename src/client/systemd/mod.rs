@@ -8,6 +8,7 @@ mod signals;
 mod unit;
 
 use std::fmt;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -27,6 +28,8 @@ pub const CALL: Duration = Duration::from_secs(30);
 const CONNECT: Duration = Duration::from_secs(5);
 /// The most units whose start is looked at, and the most failed ones that are told.
 const MAX_UNITS: usize = 300;
+/// The most files of units that are looked at.
+const MAX_FILES: usize = 1_000;
 /// The most processes of a unit that are looked at, and the longest command line, in bytes.
 const MAX_PROCESSES: (usize, usize) = (5_000, 4_096);
 
@@ -276,6 +279,20 @@ impl Systemd {
     pub async fn active_services(&self) -> Result<Vec<String>, SystemdError> {
         let units = self.list(&["active", "reloading"], &["*.service"], "for the active services").await?;
         Ok(units.into_iter().map(|unit| unit.0).collect())
+    }
+
+    /// Returns the files of the services and timers that are to be started with the host.
+    ///
+    /// # Errors
+    /// [`SystemdError`].
+    pub async fn enabled(&self) -> Result<Vec<PathBuf>, SystemdError> {
+        let what = "for the units that are enabled";
+        let states = ["enabled", "enabled-runtime"];
+        let reply = self.call(PATH, MANAGER, "ListUnitFilesByPatterns", &(&states[..], &["*.service", "*.timer"][..]), what).await?;
+        let body = reply.body();
+        let files: Vec<(String, String)> =
+            body.deserialize().map_err(|source| SystemdError::Call { what: what.into(), source: Box::new(source) })?;
+        Ok(files.into_iter().take(MAX_FILES).map(|(path, _)| path.into()).collect())
     }
 
     /// Returns what a job does: `start`, `stop`, `restart`, `reload`, …

@@ -84,6 +84,8 @@ pub struct UnitState {
     pub exit_status: i32,
     /// What the service says of itself.
     pub status_text: String,
+    /// The folder that the service runs in.
+    pub folder: String,
     /// Whether its file has changed since systemd read it.
     pub needs_reload: bool,
     /// When it last became active.
@@ -128,6 +130,7 @@ impl UnitState {
             restarts: all.get("NRestarts").unwrap_or(0),
             exit_status: all.get("ExecMainStatus").unwrap_or(0),
             status_text: all.text("StatusText"),
+            folder: all.text("WorkingDirectory"),
             needs_reload: all.get("NeedDaemonReload").unwrap_or(false),
             active_since: all.moment("ActiveEnterTimestamp"),
             inactive_since: all.moment("InactiveEnterTimestamp"),

@@ -3,7 +3,7 @@
 //! The reports come in over the control socket (`proctor run NAME -- COMMAND`) or as `POST /heartbeat/NAME` with a
 //! token. Everything that is known lies in the store, so that a restart, `kill -9` included, forgets nothing.
 
-mod cron;
+pub mod cron;
 mod heart;
 
 use std::path::PathBuf;

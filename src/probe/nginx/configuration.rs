@@ -16,22 +16,22 @@ const MAX_DEPTH: usize = 10;
 const MAX_FILE: u64 = 4 << 20;
 
 /// What tells one state of a file from another: length, time of its last writing in nanoseconds.
-pub(super) type State = (u64, i128);
+pub type State = (u64, i128);
 
 /// What is on disk.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Configuration {
+pub struct Configuration {
     /// Every file.
-    pub(super) files: BTreeMap<PathBuf, State>,
+    pub files: BTreeMap<PathBuf, State>,
     /// What may not be read, and what would open it.
-    pub(super) denied: Vec<(PathBuf, String)>,
+    pub denied: Vec<(PathBuf, String)>,
     /// What is not there although it is named without a pattern.
-    pub(super) absent: Vec<PathBuf>,
+    pub absent: Vec<PathBuf>,
 }
 
 impl Configuration {
     /// Looks at these files with all that they include, and at all files of these folders. It blocks as files do.
-    pub(super) fn look(roots: &[PathBuf]) -> Self {
+    pub fn look(roots: &[PathBuf]) -> Self {
         let mut found = Self::default();
         for root in roots {
             // Names in `include` are relative to the folder of nginx.conf, wherever the including file is.
@@ -105,23 +105,26 @@ impl Configuration {
     }
 }
 
-/// Returns what a configuration includes: words, quotes and comments as `ngx_conf_read_token` reads them.
+/// Returns what a configuration includes.
 fn includes(text: &str) -> Vec<String> {
-    let mut names = Vec::new();
+    let named = |(words, _): (Vec<String>, char)| match <[String; 2]>::try_from(words) {
+        Ok([name, what]) if name == "include" => Some(what),
+        _ => None,
+    };
+    directives(text).into_iter().filter_map(named).collect()
+}
+
+/// Returns the directives of a configuration, each with what ends it: `;`, `{` or `}`, the last without words. Words, quotes
+/// and comments as `ngx_conf_read_token` reads them.
+pub fn directives(text: &str) -> Vec<(Vec<String>, char)> {
+    let mut all = Vec::new();
     let mut directive: Vec<String> = Vec::new();
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
             c if c.is_whitespace() => {}
             '#' => while chars.next_if(|c| *c != '\n').is_some() {},
-            ';' | '{' | '}' => {
-                if let [name, what] = directive.as_mut_slice()
-                    && name == "include"
-                {
-                    names.push(std::mem::take(what));
-                }
-                directive.clear();
-            }
+            ';' | '{' | '}' => all.push((std::mem::take(&mut directive), c)),
             quote @ ('"' | '\'') => {
                 let mut word = String::new();
                 while let Some(c) = chars.next() {
@@ -146,7 +149,7 @@ fn includes(text: &str) -> Vec<String> {
             }
         }
     }
-    names
+    all
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ pub mod format;
 pub mod log;
 pub mod tail;
 
-mod configuration;
+pub mod configuration;
 mod workers;
 
 use std::collections::BTreeSet;
@@ -81,7 +81,7 @@ crate::config_struct! {
 
 /// From URL to URL.
 #[derive(Clone, Debug)]
-pub struct Redirects(Vec<(Url, Url)>);
+pub struct Redirects(pub Vec<(Url, Url)>);
 
 impl Decode for Redirects {
     const EXPECTED: &'static str = "a mapping from URLs to URLs";

@@ -79,11 +79,8 @@ crate::config_struct! {
 /// Builds the broker, which all probes of it share; connects to nothing.
 ///
 /// # Errors
-/// A port 0, a password or a file of authorities that cannot be read.
+/// A password or a file of authorities that cannot be read.
 pub fn broker(config: &RabbitmqConfig, tasks: Tasks) -> Result<Broker, String> {
-    if config.port == 0 {
-        return Err("port: expected a port from 1 to 65535, found 0".to_owned());
-    }
     let trust = trust(config.ca_file.as_ref())?;
     let settings = Settings {
         endpoint: Endpoint::Tcp { host: config.host.name().to_owned(), port: config.port },

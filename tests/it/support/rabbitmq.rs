@@ -127,6 +127,14 @@ impl Rabbitmq {
         text
     }
 
+    /// Runs a command of a shell in which `rabbitmqctl` is the one of this node.
+    pub(crate) fn shell(&self, text: &str) -> std::process::Output {
+        let path = format!("{PROGRAMS}:{}", std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new("sh");
+        command.args(["-c", text]).env("PATH", path).env("HOME", self.folder.path()).env("ERL_EPMD_PORT", self.epmd_port.to_string());
+        command.env("RABBITMQ_NODENAME", "test@localhost").output().expect("sh runs")
+    }
+
     /// Declares a durable queue.
     pub(crate) fn queue(&self, vhost: &str, queue: &str) {
         let name = format!("{{resource, <<\"{vhost}\">>, queue, <<\"{queue}\">>}}");

@@ -1,0 +1,76 @@
+//! What was found, as a commented configuration.
+
+use super::{Found, Half};
+
+/// Returns the text of a configuration: what is watched, what could be, and at its end what is not.
+pub fn text(found: &Found) -> String {
+    let mut lines = vec![
+        "# Written by `proctor init` from what this host shows. Every key: deploy/proctor.example.yml. After a change:".to_owned(),
+        "# proctor config check, then proctor check, then proctor reload. Passwords stand in files of their own, never here.".to_owned(),
+        String::new(),
+        format!("site: {{name: {}}}", serde_json::Value::from(found.site.as_str())),
+        String::new(),
+    ];
+    if found.notify.is_empty() {
+        lines.extend(
+            [
+                "# Who is told; without this section nobody is (docs/mail.md).",
+                "# notify:",
+                "#   admins: [\"Sysadmin <sysadmin@example.org>\"]",
+                "#   from: proctor@example.org",
+                "#   smtp: {host: localhost, port: 25}",
+            ]
+            .map(str::to_owned),
+        );
+    } else {
+        lines.push("# Who is told: Django's ADMINS, by the relay that Django uses. `proctor mail test` tries it.".to_owned());
+        lines.extend(found.notify.iter().cloned());
+    }
+    lines.extend([
+        String::new(),
+        "# Somebody outside should notice when this host dies: heartbeat_out (docs/life.md).".to_owned(),
+        String::new(),
+    ]);
+    if found.entries.iter().any(|entry| !entry.body.is_empty()) {
+        lines.push("probes:".to_owned());
+    } else {
+        lines.push("# probes:".to_owned());
+    }
+    for entry in &found.entries {
+        lines.extend([String::new(), format!("  # {}", entry.about)]);
+        lines.extend(entry.line().map(|line| format!("  {line}")));
+        if let Some(later) = &entry.later {
+            lines.push("  # instead, once it is open (how: at the end of this file):".to_owned());
+            lines.push(format!("  # {}", entry.with(later)));
+        }
+    }
+    lines.push(String::new());
+    lines.push("# What Proctor may repair: nothing but what is written here, and only with mode: act (docs/repair.md).".to_owned());
+    if !found.actions.is_empty() {
+        lines.push("# actions:".to_owned());
+        lines.extend(found.actions.iter().map(|action| format!("#   {action}")));
+    }
+    remark(&mut lines, "Half watched; what opens the rest:", &found.half);
+    remark(&mut lines, "Not watched; how it would be:", &found.unwatched);
+    if !found.unseen.is_empty() {
+        lines.extend([String::new(), "# What could not be found out, and how to add it:".to_owned()]);
+        lines.extend(found.unseen.iter().map(|line| format!("# - {}", clean(line))));
+    }
+    lines.join("\n") + "\n"
+}
+
+fn remark(lines: &mut Vec<String>, title: &str, all: &[Half]) {
+    if all.is_empty() {
+        return;
+    }
+    lines.extend([String::new(), format!("# {title}")]);
+    for Half { what, command } in all {
+        lines.push(format!("# - {}:", clean(what)));
+        lines.push(format!("#     {}", clean(command)));
+    }
+}
+
+/// A comment ends with its line.
+fn clean(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}

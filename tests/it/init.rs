@@ -1,0 +1,375 @@
+//! `proctor init` on the real services, and on a Django project that is well or is not.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use super::support::gunicorn::venv;
+use super::support::memcached::Memcached;
+use super::support::nginx::Nginx;
+use super::support::process::{Process, eventually, free_port};
+use super::support::rabbitmq::Rabbitmq;
+use super::support::tunnel::{Tunnel, as_user};
+
+/// What must be read nowhere.
+const SECRET: &str = "hunter2-canary";
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// A small Django project in a folder of its own, that of `nobody` where we are root.
+struct Project {
+    folder: tempfile::TempDir,
+    python: PathBuf,
+}
+
+impl Project {
+    /// Makes one with these lines in its settings.
+    fn new(settings: &str) -> Option<Self> {
+        let python = venv()?.join("bin/python");
+        let folder = tempfile::tempdir().expect("a folder");
+        let this = Self { folder, python };
+        this.write(
+            "manage.py",
+            "#!/usr/bin/env python3\nimport os, sys\nos.environ.setdefault('DJANGO_SETTINGS_MODULE', 'site_settings')\n\
+             from django.core.management import execute_from_command_line\nexecute_from_command_line(sys.argv)\n",
+        );
+        this.write(
+            "site_settings.py",
+            &format!(
+                "SECRET_KEY = '{SECRET}'\nDEBUG = False\nINSTALLED_APPS = []\nROOT_URLCONF = 'site_settings'\nurlpatterns = []\n{settings}"
+            ),
+        );
+        this.write("wsgi.py", "import os\nos.environ['DJANGO_SETTINGS_MODULE'] = 'site_settings'\nfrom django.core.wsgi import get_wsgi_application\napplication = get_wsgi_application()\n");
+        if rustix::process::geteuid().is_root() {
+            let whole = Command::new("chown").args(["-R", "nobody"]).arg(this.folder.path()).status().expect("chown runs");
+            assert!(whole.success());
+        }
+        Some(this)
+    }
+
+    fn write(&self, name: &str, text: &str) {
+        std::fs::write(self.folder.path().join(name), text).expect("is written");
+    }
+
+    /// Runs `proctor init` on it, writing there.
+    fn init(&self, to: &Path, more: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
+        command.args(["init", "--output"]).arg(to).arg("--django").arg(self.folder.path()).arg("--python").arg(&self.python);
+        command.args(more).output().expect("it runs")
+    }
+
+    /// Returns what is in its folder.
+    fn files(&self) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(self.folder.path())
+            .expect("a folder")
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// Runs Proctor with a configuration; returns its exit code and what it said.
+fn proctor(config: &Path, arguments: &[&str], env: &[(&str, &Path)]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
+    let output = command.arg("--config").arg(config).args(arguments).envs(env.iter().copied()).output().expect("it runs");
+    (output.status.code(), said(&output))
+}
+
+/// The settings of a site on these ports.
+fn settings(broker: u16, memcached: u16, more: &str) -> String {
+    format!(
+        r#"
+ADMINS = [("Ann", "ann@example.org"), ("Böb, the admin", "bob@example.org"), ("Ann again", "ann@EXAMPLE.org")]
+SERVER_EMAIL = "coursys@example.org"
+EMAIL_SUBJECT_PREFIX = "[CourSys] "
+EMAIL_HOST = "mail.example.org"
+EMAIL_PORT = 587
+EMAIL_USE_TLS = True
+EMAIL_HOST_USER = "coursys"
+EMAIL_HOST_PASSWORD = "{SECRET}"
+ALLOWED_HOSTS = ["coursys.example.org", ".other.example.org"]
+CACHES = {{"default": {{"BACKEND": "django.core.cache.backends.memcached.PyMemcacheCache", "LOCATION": "127.0.0.1:{memcached}"}},
+          "more": {{"BACKEND": "django.core.cache.backends.redis.RedisCache", "LOCATION": "redis://:{SECRET}@127.0.0.1:6399/1"}}}}
+DATABASES = {{"default": {{"ENGINE": "django.db.backends.postgresql", "NAME": "coursys", "USER": "coursys", "PASSWORD": "{SECRET}",
+                         "HOST": "db.example.org", "PORT": 5433}}}}
+CELERY_BROKER_URL = "amqp://coursys:{SECRET}@127.0.0.1:{broker}/myvhost"
+CELERY_TASK_ROUTES = {{"a.*": {{"queue": "email"}}, "b.*": "fast"}}
+CELERY_BEAT_SCHEDULE = {{"tick": {{"task": "a.tick", "schedule": 60}}}}
+HAYSTACK_CONNECTIONS = {{"default": {{"ENGINE": "x", "URL": "http://elastic:{SECRET}@search.example.org:9200/", "INDEX_NAME": "haystack"}}}}
+{more}
+"#
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_the_rest() {
+    let Some(rabbitmq) = Rabbitmq::start(false).await else { return };
+    let (Some(memcached), Some(nginx), Some(tunnel)) =
+        (Memcached::start(free_port()).await, Nginx::start().await, Tunnel::to(&["sshd"]).await)
+    else {
+        return;
+    };
+    rabbitmq.ctl(&["add_vhost", "myvhost"]);
+    let Some(project) = Project::new(&settings(rabbitmq.port, memcached.port, "")) else { return };
+    let gunicorn = free_port();
+    let mut command = Command::new(&project.python);
+    command
+        .args(["-m", "gunicorn", "--chdir"])
+        .arg(project.folder.path())
+        .args(["--bind", &format!("127.0.0.1:{gunicorn}"), "wsgi:application"])
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("GUNICORN_CMD_ARGS", "--no-control-socket");
+    let folder = tempfile::tempdir().expect("a folder");
+    let _gunicorn = Process::start(&mut command, &folder.path().join("gunicorn.log"));
+    eventually("gunicorn listens", Duration::from_secs(60), || async {
+        tokio::net::TcpStream::connect(("127.0.0.1", gunicorn)).await.ok()
+    })
+    .await;
+    let before = project.files();
+    let file = folder.path().join("etc/proctor.yml");
+    let output = project.init(&file, &[]);
+    let printed = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert_eq!(project.files(), before, "nothing is written beside the site's code");
+    let text = std::fs::read_to_string(&file).expect("it is written");
+    for line in [
+        format!("memcached: {{address: \"127.0.0.1:{}\"}}", memcached.port),
+        format!("tcp: {{address: \"127.0.0.1:{}\"}}", rabbitmq.port),
+        format!("gunicorn: {{listen: \"127.0.0.1:{gunicorn}\", host_header: \"coursys.example.org\"}}"),
+        format!("status: \"http://127.0.0.1:{}/nginx_status\", sites: [\"https://coursys.example.org:{}/\"]", nginx.http, nginx.https),
+        format!("\"http://coursys.example.org:{}/\": \"https://coursys.example.org/\"", nginx.http),
+        format!("tunnel-{port}: {{tcp: {{address: \"127.0.0.1:{port}\"}}}}", port = tunnel.ports[0]),
+        format!("\"coursys.example.org:{}\"", nginx.https),
+        "{tcp: {address: \"db.example.org:5433\"}}".to_owned(),
+        "database: \"coursys\"".to_owned(),
+        "admins: [\"Ann <ann@example.org>\", \"\\\"Böb, the admin\\\" <bob@example.org>\"]".to_owned(),
+        "from: \"coursys@example.org\"".to_owned(),
+        "subject_prefix: \"[CourSys] \"".to_owned(),
+        "smtp: {host: \"mail.example.org\", port: 587, tls: starttls, username: \"coursys\", password_file: ".to_owned(),
+        "vhost: \"myvhost\", username: proctor, password_file: ".to_owned(),
+        "celery: {celery: {via: rabbitmq".to_owned(),
+        "site: {name: \"coursys\"}".to_owned(),
+    ] {
+        assert!(text.contains(&line), "{line}\nin\n{text}");
+    }
+    assert!(!text.contains(SECRET) && !printed.contains(SECRET), "{text}{printed}");
+    for list in ["\nWatched:\n", "\nHalf watched; ", "\nNot watched; "] {
+        assert!(printed.contains(list), "{list} in {printed}");
+    }
+    let (code, checked) = proctor(&file, &["config", "check"], &[]);
+    assert!(code == Some(0) && checked.contains("is right"), "{checked}");
+
+    // A second time it leaves the file alone.
+    let again = project.init(&file, &[]);
+    assert!(again.status.code() == Some(2) && said(&again).contains("exists and stays as it is"), "{}", said(&again));
+    assert_eq!(std::fs::read_to_string(&file).expect("is there"), text);
+
+    // What is found works.
+    let own = folder.path().join("own.yml");
+    let of = |port: u16| {
+        text.lines().find(|line| !line.trim_start().starts_with('#') && line.contains(&format!(":{port}"))).expect("is found").to_owned()
+    };
+    let name = |line: &str| line.trim_start().split(": ").next().expect("a name").to_owned();
+    let lines: Vec<String> = [memcached.port, rabbitmq.port, gunicorn, nginx.http].map(of).to_vec();
+    let whole = |lines: &[String]| {
+        let bare = |line: &String| {
+            line.split(", depends_on: ").next().map(|head| if head.len() < line.len() { format!("{head}}}") } else { head.to_owned() })
+        };
+        format!("probes:\n{}\n", lines.iter().filter_map(bare).collect::<Vec<_>>().join("\n"))
+    };
+    std::fs::write(&own, whole(&lines)).expect("is written");
+    // The redirect leads where nobody is, and is not followed.
+    let ca = nginx.ca_file();
+    let (code, checked) = proctor(&own, &["check"], &[("SSL_CERT_FILE", &ca)]);
+    assert_eq!(code, Some(0), "{checked}\n{}", whole(&lines));
+
+    // The command that is printed for RabbitMQ opens it, and the line beside it then works, with Celery's.
+    let command =
+        printed.lines().find(|line| line.contains("rabbitmqctl add_user proctor <") && line.contains("myvhost")).expect("a command");
+    let ran = rabbitmq.shell(command);
+    assert!(ran.status.success(), "{command}: {}", said(&ran));
+    let secret = file.with_file_name("rabbitmq-password");
+    assert_eq!(secret.metadata().expect("it is made").permissions().mode() & 0o007, 0);
+    let full = text
+        .lines()
+        .find(|line| line.trim_start().starts_with("# rabbitmq") && line.contains(&format!("port: {}", rabbitmq.port)))
+        .expect("a line");
+    let full = full.replacen("# ", "", 1).split(", queues:").next().expect("a line").to_owned() + "}}";
+    std::fs::write(&own, format!("probes:\n{full}\n")).expect("is written");
+    let (code, checked) = proctor(&own, &["check"], &[]);
+    assert!(code == Some(0) && checked.starts_with("ok "), "{checked}\n{full}");
+    assert!(name(&full).starts_with("rabbitmq"));
+
+    // The host as it is now, against the file; then a service less and one more.
+    let diff = |file: &Path| {
+        let (code, text) = proctor(file, &["init", "--diff", "--no-django"], &[]);
+        (code, text)
+    };
+    let (_, same) = diff(&file);
+    let ours = [memcached.port, rabbitmq.port, gunicorn, nginx.http, tunnel.ports[0]];
+    for port in ours {
+        assert!(!same.contains(&port.to_string()), "{port} is neither new nor gone: {same}");
+    }
+    let gone = memcached.port;
+    drop(memcached);
+    let more = Memcached::start(free_port()).await.expect("it is installed");
+    let (code, differs) = diff(&file);
+    assert_eq!(code, Some(1), "{differs}");
+    let words = differs.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains(&format!("nothing listens at port {gone} of this host")), "{differs}");
+    assert!(words.contains(&format!("memcached: {{address: \"127.0.0.1:{}\"}}", more.port)), "{differs}");
+    assert_eq!(std::fs::read_to_string(&file).expect("is there"), text, "it writes nothing");
+}
+
+#[test]
+fn admins_of_django_6_and_its_mailers_are_read() {
+    let more = format!(
+        "ADMINS = ['ann@example.org', '\"Böb\" <bob@example.org>', 'no address', 'x@example.org\\nBcc: y@example.org']\n\
+         MAILERS = {{'default': {{'BACKEND': 'django.core.mail.backends.smtp.EmailBackend', 'OPTIONS': {{'host': 'relay.example.org', 'use_ssl': True, 'username': 'u', 'password': '{SECRET}'}}}}}}\n"
+    );
+    let Some(project) = Project::new(&settings(1, 1, &more)) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("proctor.yml");
+    let output = project.init(&file, &[]);
+    let printed = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    let text = std::fs::read_to_string(&file).expect("it is written");
+    assert!(text.contains("admins: [\"ann@example.org\", \"Böb <bob@example.org>\"]"), "{text}");
+    assert!(text.contains("smtp: {host: \"relay.example.org\", port: 465, tls: tls, username: \"u\", password_file: "), "{text}");
+    assert!(printed.contains("settings.MAILERS[\"default\"][\"OPTIONS\"][\"password\"]"), "{printed}");
+    assert!(!text.contains(SECRET) && !printed.contains(SECRET));
+    let (code, checked) = proctor(&file, &["config", "check"], &[]);
+    assert_eq!(code, Some(0), "{checked}");
+}
+
+#[test]
+fn the_command_that_is_printed_for_the_password_of_the_mails_takes_it_from_django() {
+    let Some(project) = Project::new(&settings(1, 1, "")) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("proctor.yml");
+    let printed = said(&project.init(&file, &[]));
+    let command = printed.lines().find(|line| line.contains("EMAIL_HOST_PASSWORD")).expect("a command").trim();
+    // Where the tests run there is no sudo; the rest is as it is printed.
+    let (_, rest) = command.split_once("sudo -u ").expect("as its owner");
+    let (_, rest) = rest.split_once(' ').expect("a user");
+    let ran = Command::new("sh").args(["-c", rest]).env("PYTHONDONTWRITEBYTECODE", "1").output().expect("it runs");
+    assert!(ran.status.success(), "{rest}: {}", said(&ran));
+    let secret = folder.path().join("smtp-password");
+    assert_eq!(std::fs::read_to_string(&secret).expect("it is made").trim_end(), SECRET);
+    assert_eq!(secret.metadata().expect("it is made").mode() & 0o007, 0);
+}
+
+#[test]
+fn a_django_that_is_dead_hangs_or_prints_without_end_is_told_in_one_line_and_the_host_is_written_all_the_same() {
+    let hang = "import time\nprint('garbage', flush=True)\ntime.sleep(3600)\n";
+    // Its child must not outlive it, nor may what it prints fill the memory.
+    let flood = "import os, subprocess\nprint('x' * 100)\nsubprocess.Popen(['sleep', 'CHILD'])\nwhile True: os.write(1, b'{\"version\": \"x\"}' * 1000)\n";
+    let cases: [(&str, &str, &[&str]); 7] = [
+        ("raise RuntimeError('postgres://u:hunter2-canary@db')\n", "does not start as", &["RuntimeError (", "site_settings.py, line 6)"]),
+        ("import os\nX = os.environ['COURSYS_KEY']\n", "does not start as", &["KeyError: 'COURSYS_KEY'"]),
+        ("import nowhere\n", "does not start as", &["ModuleNotFoundError: No module named 'nowhere'"]),
+        ("import os\nos._exit(3)\n", "Python ended with status 3", &[]),
+        ("import sys\nsys.exit('hunter2-canary')\n", "does not start as", &["SystemExit"]),
+        (hang, "did not say what its settings are within 3s and was killed", &[]),
+        (flood, "did not say what its settings are within 3s and was killed", &[]),
+    ];
+    let child = format!("{}", 1_000_000 + std::process::id());
+    for (lines, why, more) in cases {
+        let Some(project) = Project::new(&lines.replace("CHILD", &child)) else { return };
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("proctor.yml");
+        let limit: &[&str] = if why.contains("3s") { &["--django-timeout", "3s"] } else { &[] };
+        let output = project.init(&file, limit);
+        let printed = said(&output);
+        assert_eq!(output.status.code(), Some(0), "{lines}: {printed}");
+        let words = printed.split_whitespace().collect::<Vec<_>>().join(" ");
+        for wanted in [&[why], more].concat() {
+            assert!(words.contains(wanted), "{wanted}: {printed}");
+        }
+        let text = std::fs::read_to_string(&file).expect("it is written");
+        assert!(text.contains("host: {host: {}") && text.contains("# notify:"), "{text}");
+        assert!(!text.contains(SECRET) && !printed.contains(SECRET), "{printed}");
+        let (code, checked) = proctor(&file, &["config", "check"], &[]);
+        assert_eq!(code, Some(0), "{checked}");
+    }
+    let left = Command::new("pgrep").args(["-f", &format!("^sleep {child}$")]).output().expect("pgrep runs");
+    assert!(left.stdout.is_empty(), "a child of the project is left: {}", said(&left));
+}
+
+#[test]
+fn garbage_of_the_project_disturbs_nothing_and_what_it_names_cannot_leave_its_quotes() {
+    let more = "import sys\nprint('{\"failed\": \"garbage\"}')\nprint('noise', file=sys.stderr)\n\
+                EMAIL_SUBJECT_PREFIX = '\"]}\\nactions: {}'\nALLOWED_HOSTS = ['a\"}: b', '*']\nEMAIL_HOST = 'x; rm -rf /'\n\
+                CELERY_TASK_ROUTES = {'x': {'queue': '\"}, evil: {'}}\nCACHES = {'default': {'LOCATION': 5}}\n";
+    let Some(project) = Project::new(&settings(1, 1, more)) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("proctor.yml");
+    let output = project.init(&file, &[]);
+    let printed = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    assert!(printed.contains("caches (TypeError)"), "{printed}");
+    let text = std::fs::read_to_string(&file).expect("it is written");
+    assert!(!text.contains("\nactions:") && !text.contains("rm -rf"), "{text}");
+    let (code, checked) = proctor(&file, &["config", "check"], &[]);
+    assert_eq!(code, Some(0), "{checked}");
+}
+
+#[test]
+fn manage_py_runs_as_its_owner_and_never_as_root_by_itself() {
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can become others");
+        return;
+    }
+    let more = "import os\nALLOWED_HOSTS = ['uid%d.example.org' % os.getuid(), 'gid%d.example.org' % os.getgid(), 'groups%d.example.org' % len(os.getgroups()), 'home%s.example.org' % len(os.environ.get('ROOTS', ''))]\n";
+    let Some(project) = Project::new(&settings(1, 1, more)) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let site = |name: &str, more: &[&str]| {
+        let file = folder.path().join(name);
+        let printed = said(&project.init(&file, more));
+        (std::fs::read_to_string(&file).unwrap_or_default(), printed)
+    };
+    let (text, printed) = site("owner.yml", &[]);
+    assert!(text.contains("name: \"uid65534\""), "{printed}{text}");
+    assert!(Command::new("chown").args(["-R", "root"]).arg(project.folder.path()).status().expect("chown runs").success());
+    let (text, printed) = site("root.yml", &[]);
+    let words = printed.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(words.contains("belongs to root and was not run") && words.contains("--django-user NAME"), "{printed}");
+    assert!(!text.contains("uid0"), "{text}");
+    assert!(Command::new("chmod").args(["-R", "a+rX"]).arg(project.folder.path()).status().expect("chmod runs").success());
+    let (text, printed) = site("other.yml", &["--django-user", "nobody"]);
+    assert!(text.contains("name: \"uid65534\""), "{printed}{text}");
+}
+
+#[test]
+fn a_user_without_rights_gets_a_configuration_and_is_told_what_was_not_seen() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("is set");
+    let binary = folder.path().join("proctor");
+    std::fs::copy(env!("CARGO_BIN_EXE_proctor"), &binary).expect("is copied");
+    let file = folder.path().join("proctor.yml");
+    let output = as_user("nobody", &binary).args(["init", "--output"]).arg(&file).output().expect("it runs");
+    let printed = said(&output);
+    assert_eq!(output.status.code(), Some(0), "{printed}");
+    let (code, checked) = proctor(&file, &["config", "check"], &[]);
+    assert_eq!(code, Some(0), "{checked}");
+    let shut = folder.path().join("proctor/x.yml");
+    let output = as_user("nobody", &binary).args(["init", "--output"]).arg(&shut).output().expect("it runs");
+    assert!(output.status.code() == Some(2) && said(&output).contains("cannot write "), "{}", said(&output));
+}
+
+#[test]
+fn a_configuration_that_watches_nothing_is_right_and_warned_of() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("empty.yml");
+    std::fs::write(&file, "").expect("is written");
+    let (code, text) = proctor(&file, &["config", "check"], &[]);
+    assert!(code == Some(0) && text.contains("warning: it names no probes, so nothing is watched"), "{text}");
+    std::fs::write(&file, "probes: {r: {rabbitmq: {port: 0}}}\n").expect("is written");
+    let (code, text) = proctor(&file, &["config", "check"], &[]);
+    assert!(code == Some(1) && text.contains("expected a port from 1 to 65535"), "{text}");
+}
