@@ -49,12 +49,11 @@ def place(url):
 
 
 def admins(settings):
-    from email.utils import formataddr
-
     found = []
+    quoted = lambda name: name.replace("\\", "\\\\").replace('"', '\\"')
     for admin in list(settings.ADMINS)[:MOST]:
         # Pairs up to Django 5.2, texts from 6.0 on.
-        found.append(text(admin) if isinstance(admin, str) else formataddr((text(admin[0]), text(admin[1]))))
+        found.append(text(admin) if isinstance(admin, str) else '"%s" <%s>' % (quoted(text(admin[0])), text(admin[1])))
     return found
 
 

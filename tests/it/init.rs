@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use super::support::docker::Container;
 use super::support::gunicorn::venv;
-use super::support::memcached::Memcached;
+use super::support::memcached::memcached;
 use super::support::nginx::Nginx;
 use super::support::process::{Process, eventually, free_port};
 use super::support::rabbitmq::Rabbitmq;
+use super::support::systemd::{Unit, bus, stack, systemctl};
 use super::support::tunnel::{Tunnel, as_user};
 
 /// What must be read nowhere.
@@ -73,6 +75,25 @@ impl Project {
     }
 }
 
+/// A memcached.
+struct Cache {
+    port: u16,
+    process: Process,
+    folder: tempfile::TempDir,
+}
+
+impl Cache {
+    async fn start() -> Option<Self> {
+        let (folder, port) = (tempfile::tempdir().expect("a folder"), free_port());
+        let process = memcached(folder.path(), port)?;
+        eventually("memcached listens", Duration::from_secs(30), || async {
+            tokio::net::TcpStream::connect(("127.0.0.1", port)).await.ok()
+        })
+        .await;
+        Some(Self { port, process, folder })
+    }
+}
+
 /// Runs Proctor with a configuration; returns its exit code and what it said.
 fn proctor(config: &Path, arguments: &[&str], env: &[(&str, &Path)]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
@@ -109,13 +130,10 @@ HAYSTACK_CONNECTIONS = {{"default": {{"ENGINE": "x", "URL": "http://elastic:{SEC
 #[tokio::test(flavor = "multi_thread")]
 async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_the_rest() {
     let Some(rabbitmq) = Rabbitmq::start(false).await else { return };
-    let (Some(memcached), Some(nginx), Some(tunnel)) =
-        (Memcached::start(free_port()).await, Nginx::start().await, Tunnel::to(&["sshd"]).await)
-    else {
-        return;
-    };
+    let (Some(nginx), Some(tunnel)) = (Nginx::start().await, Tunnel::to(&["sshd"]).await) else { return };
+    let Some(cache) = Cache::start().await else { return };
     rabbitmq.ctl(&["add_vhost", "myvhost"]);
-    let Some(project) = Project::new(&settings(rabbitmq.port, memcached.port, "")) else { return };
+    let Some(project) = Project::new(&settings(rabbitmq.port, cache.port, "")) else { return };
     let gunicorn = free_port();
     let mut command = Command::new(&project.python);
     command
@@ -138,7 +156,7 @@ async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_th
     assert_eq!(project.files(), before, "nothing is written beside the site's code");
     let text = std::fs::read_to_string(&file).expect("it is written");
     for line in [
-        format!("memcached: {{address: \"127.0.0.1:{}\"}}", memcached.port),
+        format!("memcached: {{address: \"127.0.0.1:{}\"}}", cache.port),
         format!("tcp: {{address: \"127.0.0.1:{}\"}}", rabbitmq.port),
         format!("gunicorn: {{listen: \"127.0.0.1:{gunicorn}\", host_header: \"coursys.example.org\"}}"),
         format!("status: \"http://127.0.0.1:{}/nginx_status\", sites: [\"https://coursys.example.org:{}/\"]", nginx.http, nginx.https),
@@ -175,7 +193,7 @@ async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_th
         text.lines().find(|line| !line.trim_start().starts_with('#') && line.contains(&format!(":{port}"))).expect("is found").to_owned()
     };
     let name = |line: &str| line.trim_start().split(": ").next().expect("a name").to_owned();
-    let lines: Vec<String> = [memcached.port, rabbitmq.port, gunicorn, nginx.http].map(of).to_vec();
+    let lines: Vec<String> = [cache.port, rabbitmq.port, gunicorn, nginx.http].map(of).to_vec();
     let whole = |lines: &[String]| {
         let bare = |line: &String| {
             line.split(", depends_on: ").next().map(|head| if head.len() < line.len() { format!("{head}}}") } else { head.to_owned() })
@@ -211,13 +229,13 @@ async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_th
         (code, text)
     };
     let (_, same) = diff(&file);
-    let ours = [memcached.port, rabbitmq.port, gunicorn, nginx.http, tunnel.ports[0]];
+    let ours = [cache.port, rabbitmq.port, gunicorn, nginx.http, tunnel.ports[0]];
     for port in ours {
         assert!(!same.contains(&port.to_string()), "{port} is neither new nor gone: {same}");
     }
-    let gone = memcached.port;
-    drop(memcached);
-    let more = Memcached::start(free_port()).await.expect("it is installed");
+    let gone = cache.port;
+    drop(cache);
+    let more = Cache::start().await.expect("it is installed");
     let (code, differs) = diff(&file);
     assert_eq!(code, Some(1), "{differs}");
     let words = differs.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -239,7 +257,7 @@ fn admins_of_django_6_and_its_mailers_are_read() {
     let printed = said(&output);
     assert_eq!(output.status.code(), Some(0), "{printed}");
     let text = std::fs::read_to_string(&file).expect("it is written");
-    assert!(text.contains("admins: [\"ann@example.org\", \"Böb <bob@example.org>\"]"), "{text}");
+    assert!(text.contains("admins: [ann@example.org, \"Böb <bob@example.org>\"]"), "{text}");
     assert!(text.contains("smtp: {host: \"relay.example.org\", port: 465, tls: tls, username: \"u\", password_file: "), "{text}");
     assert!(printed.contains("settings.MAILERS[\"default\"][\"OPTIONS\"][\"password\"]"), "{printed}");
     assert!(!text.contains(SECRET) && !printed.contains(SECRET));
@@ -360,6 +378,35 @@ fn a_user_without_rights_gets_a_configuration_and_is_told_what_was_not_seen() {
     let shut = folder.path().join("proctor/x.yml");
     let output = as_user("nobody", &binary).args(["init", "--output"]).arg(&shut).output().expect("it runs");
     assert!(output.status.code() == Some(2) && said(&output).contains("cannot write "), "{}", said(&output));
+}
+
+#[test]
+fn units_of_systemd_and_services_of_compose_are_found() {
+    let (Some(bus), Some(socket)) = (bus(), stack("docker.sock")) else { return };
+    let unit = Unit::new("backup.service", &["[Service]", "ExecStart=/bin/sleep infinity", "[Install]", "WantedBy=multi-user.target"]);
+    let timer =
+        Unit::new("report.timer", &["[Timer]", "OnCalendar=daily", "Unit=proctor-well.service", "[Install]", "WantedBy=timers.target"]);
+    systemctl(&["daemon-reload"]);
+    unit.systemctl("enable");
+    timer.systemctl("enable");
+    unit.systemctl("start");
+    let project = format!("init{}", std::process::id());
+    let labels = [format!("com.docker.compose.project={project}"), "com.docker.compose.service=web".to_owned()];
+    let _container = Container::start(&socket, "init", &["--label", &labels[0], "--label", &labels[1]], &["sleep", "3600"]);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("proctor.yml");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
+    command.args(["init", "--no-django", "--output"]).arg(&file).env("DBUS_SYSTEM_BUS_ADDRESS", format!("unix:path={}", bus.display()));
+    let output = command.env("DOCKER_HOST", format!("unix://{}", socket.display())).output().expect("it runs");
+    let text = std::fs::read_to_string(&file).unwrap_or_default();
+    for one in [&unit, &timer] {
+        one.systemctl("disable");
+    }
+    let units = text.lines().find(|line| line.starts_with("  units: ")).unwrap_or_default();
+    assert!(units.contains(&unit.0) && units.contains(&timer.0), "{}{text}", said(&output));
+    assert!(text.contains(&format!("project: \"{project}\", services: [\"web\"]")), "{text}");
+    let (code, checked) = proctor(&file, &["config", "check"], &[]);
+    assert_eq!(code, Some(0), "{checked}");
 }
 
 #[test]
