@@ -43,6 +43,7 @@ use crate::rules::load::RuleGroup;
 use crate::snapshot::Snapshot;
 use crate::store::{CLOSE_WITHIN, Store, StoreError};
 use crate::tasks::{self, Tasks};
+use crate::web::access::{Access, Gate};
 use crate::web::{self, Pages, WebError};
 use crate::window::{Limits, Window};
 
@@ -89,6 +90,8 @@ pub struct Loaded {
     pub rules: Vec<RuleGroup>,
     /// What was found on the host, where there is no file.
     pub found: Option<Found>,
+    /// What is asked of those who read over HTTP.
+    pub gate: Gate,
 }
 
 /// Loads the configuration, or makes one of what the host shows.
@@ -107,8 +110,12 @@ pub fn load(source: &Source) -> Result<Loaded, AppError> {
             (Config::from_text(&file, &found.probes()).map_err(AppError::Config)?, Some(found))
         }
     };
-    let rules = rules::load::load(&config.rules, config::read).map_err(AppError::Config)?;
-    Ok(Loaded { file, config: Arc::new(config), rules, found })
+    let rules = rules::load::load(&config.rules, config::read);
+    // The mistakes of all files come in one run.
+    match (rules, Gate::load(&config.web, config.site.external_url.as_deref(), config::read)) {
+        (Ok(rules), Ok(gate)) => Ok(Loaded { file, config: Arc::new(config), rules, found, gate }),
+        (rules, gate) => Err(AppError::Config([rules.err(), gate.err()].into_iter().flatten().flatten().collect())),
+    }
 }
 
 /// Plans every target and every action of a configuration; connects to nothing. What the file alone does not show comes
@@ -200,6 +207,8 @@ pub struct App {
     /// When the command of a hold was last heard of, by the hold's id.
     heard: Mutex<BTreeMap<String, Timestamp>>,
     web: Mutex<Option<std::net::SocketAddr>>,
+    /// What is asked of those who read over HTTP.
+    access: Access,
     /// Where the mails of all groups stand.
     board: Mutex<Board>,
     /// Why the last reload was refused; nothing once one was taken.
@@ -233,6 +242,7 @@ impl App {
         let nudge = Nudge::default();
         let mutes = Arc::new(Mutex::new(telling::mutes(&loaded, &store)));
         let outbox = Outbox::new(store.clone(), metrics.clone(), telling::ways(&loaded.config));
+        let access = Access::new(loaded.gate.clone(), config::read);
         let starting = booting::watch(&loaded.config.startup, &tasks);
         let sink = sink(&snapshot, &window, &nudge, loaded.config.site.labels.clone());
         let scoped = Arc::new(Mutex::new(Scoped::new(loaded, scheduled, sink, &metrics, &store, scoped_tasks)));
@@ -268,6 +278,7 @@ impl App {
             health: Mutex::default(),
             heard: Mutex::default(),
             web: Mutex::new(None),
+            access,
             board: Mutex::default(),
             refused: Mutex::default(),
         });
@@ -280,7 +291,7 @@ impl App {
         let seeing = app.clone();
         app.tasks.spawn_until_stopped("sight", async move { seeing.look_beyond().await });
         let config = app.loaded().config;
-        match web::start(&config.web, app.pages(), app.metrics.clone(), &app.tasks).await {
+        match web::start(&config.web, app.pages(), app.access.clone(), app.metrics.clone(), &app.tasks).await {
             Ok(address) => *app.web.lock().unwrap_or_else(PoisonError::into_inner) = Some(address),
             Err(error) => {
                 app.stop().await;
@@ -368,6 +379,7 @@ impl App {
         life::say_what_waits_for_a_restart(&self.loaded().config, &loaded.config);
         let old = self.scoped.lock().unwrap_or_else(PoisonError::into_inner).tasks.clone();
         old.stop(STOP_WITHIN).await;
+        self.access.replace(loaded.gate.clone());
         let sink = sink(&self.snapshot, &self.window, &self.nudge, loaded.config.site.labels.clone());
         let fresh = Scoped::new(loaded, scheduled, sink, &self.metrics, &self.store, tasks);
         {

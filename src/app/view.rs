@@ -246,6 +246,9 @@ impl App {
                 ),
             );
         }
+        if let Some(stale) = self.access.stale() {
+            add(Tone::Bad, format!("The file of web.config_file was changed and is refused ({stale}), the one of before is in force."));
+        }
         if let Some(why) = self.store.degraded() {
             add(Tone::Bad, format!("The state cannot be written ({why}): Proctor goes on from memory and repairs nothing."));
         }

@@ -3,9 +3,8 @@
 //! The one way to change something that is open to the network, and it changes no more than what is known of one job.
 //! The token is looked at before the body is read, wrong ones are counted by the address that sent them.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::{Body, to_bytes};
@@ -17,6 +16,7 @@ use axum::{Extension, Router};
 use serde::Deserialize;
 use tokio::time::Instant;
 
+use super::tries::Tries;
 use crate::probe::heartbeat::{Ended, Inbox, Report};
 use crate::store::Committed;
 
@@ -24,12 +24,6 @@ use crate::store::Committed;
 const MAX_BODY: usize = 64 * 1024;
 /// The longest that it may take to arrive.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
-/// The most wrong tokens of one address within [`TRIES_WITHIN`]; then nothing of it is taken until that has passed.
-const MAX_TRIES: u32 = 10;
-const TRIES_WITHIN: Duration = Duration::from_secs(60);
-/// The most addresses that are counted.
-const MAX_ADDRESSES: usize = 1024;
-
 /// Returns where the reports of a heartbeat come in, by its name.
 pub type FindInbox = Arc<dyn Fn(&str) -> Option<Inbox> + Send + Sync>;
 
@@ -42,32 +36,6 @@ struct Door {
 pub(super) fn router(find: FindInbox) -> Router {
     let door = Door { find, tries: Arc::default() };
     Router::new().route("/heartbeat/{name}", post(ended)).route("/heartbeat/{name}/{what}", post(told)).with_state(door)
-}
-
-/// Wrong tokens by address.
-#[derive(Default)]
-struct Tries(Mutex<HashMap<IpAddr, (Instant, u32)>>);
-
-impl Tries {
-    fn are_spent(&self, from: IpAddr, now: Instant) -> bool {
-        let tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        tries.get(&from).is_some_and(|(begin, count)| now.duration_since(*begin) < TRIES_WITHIN && *count >= MAX_TRIES)
-    }
-
-    fn count(&self, from: IpAddr, now: Instant) {
-        let mut tries = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if tries.len() >= MAX_ADDRESSES {
-            tries.retain(|_, (begin, _)| now.duration_since(*begin) < TRIES_WITHIN);
-        }
-        if tries.len() >= MAX_ADDRESSES && !tries.contains_key(&from) {
-            return;
-        }
-        let entry = tries.entry(from).or_insert((now, 0));
-        if now.duration_since(entry.0) >= TRIES_WITHIN {
-            *entry = (now, 0);
-        }
-        entry.1 += 1;
-    }
 }
 
 /// Which run it is, where begin and end are to be told apart from those of another one.
@@ -152,16 +120,5 @@ mod tests {
         for wrong in ["", "5", "[{\"ok\": true}]", "{\"exit\": 1}", "[{\"name\": \"a\", \"ok\": 1}]"] {
             assert!(of(true, wrong, false).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn wrong_tokens_of_one_address_do_not_lock_out_another_and_what_is_counted_is_bounded() {
-        let (tries, now) = (Tries::default(), Instant::now());
-        let address = |n: u32| IpAddr::from(n.to_be_bytes());
-        (0..MAX_TRIES).for_each(|_| tries.count(address(1), now));
-        assert!(tries.are_spent(address(1), now) && !tries.are_spent(address(2), now));
-        assert!(!tries.are_spent(address(1), now + TRIES_WITHIN));
-        (0..5000).for_each(|n| tries.count(address(n), now));
-        assert_eq!(tries.0.lock().expect("no panic in here").len(), MAX_ADDRESSES);
     }
 }

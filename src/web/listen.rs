@@ -2,7 +2,9 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
@@ -10,10 +12,15 @@ use futures_util::future::BoxFuture;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, getrlimit};
-use tokio::io::{AsyncRead, AsyncWrite};
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::Semaphore;
+use tokio::time::Sleep;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
 
+use super::access::Access;
 use super::control::Peer;
 use crate::metrics::Metrics;
 use crate::tasks::Tasks;
@@ -24,6 +31,10 @@ pub(super) const MAX_CONNECTIONS: usize = 512;
 const PART_OF_DESCRIPTORS: u64 = 4;
 /// The time that the request's headers may take: a slow client is closed.
 const HEADERS_WITHIN: Duration = Duration::from_secs(5);
+/// The time that TLS may take to come about.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(5);
+/// The time that a client may take nothing of its answer.
+const TAKEN_WITHIN: Duration = Duration::from_secs(10);
 /// The time that a connection may live: Prometheus reconnects without a word, a client that never reads is gone.
 const CONNECTION_WITHIN: Duration = Duration::from_secs(600);
 /// The largest head of a request.
@@ -39,9 +50,18 @@ pub(super) trait Accept: Send + 'static {
     type Peer: Clone + Send + Sync + 'static;
     /// Waits for the next one.
     fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, Self::Peer)>>;
+    /// Returns how TLS is spoken on the next one, if it is.
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        None
+    }
 }
 
-pub(super) struct Tcp(pub(super) TcpListener);
+/// A port, with TLS where the gate in force asks for it.
+pub(super) struct Tcp {
+    pub(super) listener: TcpListener,
+    pub(super) access: Access,
+}
+
 pub(super) struct Unix(pub(super) UnixListener);
 
 impl Accept for Tcp {
@@ -49,11 +69,14 @@ impl Accept for Tcp {
     type Peer = IpAddr;
     fn accept(&self) -> BoxFuture<'_, io::Result<(Self::Stream, IpAddr)>> {
         Box::pin(async {
-            let (stream, from) = self.0.accept().await?;
+            let (stream, from) = self.listener.accept().await?;
             // The answer is one write: Nagle's algorithm would only delay its last packet.
             stream.set_nodelay(true)?;
-            Ok((stream, from.ip()))
+            Ok((stream, from.ip().to_canonical()))
         })
+    }
+    fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.access.gate().tls.clone()
     }
 }
 
@@ -91,29 +114,94 @@ pub(super) async fn serve(listener: impl Accept, router: Router, metrics: Arc<Me
             continue;
         };
         metrics.http_connections.inc();
-        let (router, metrics) = (router.clone(), metrics.clone());
+        let (router, metrics, tls) = (router.clone(), metrics.clone(), listener.tls());
         let stop = connections.token();
         connections.spawn("web connection", async move {
             let router = router.layer(axum::Extension(peer));
-            let mut http = hyper::server::conn::http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_buf_size(MAX_HEAD);
-            let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
-            let mut connection = std::pin::pin!(connection);
-            let served = tokio::time::timeout(CONNECTION_WITHIN, async {
-                tokio::select! {
-                    served = connection.as_mut() => served,
-                    () = stop.cancelled() => {
-                        connection.as_mut().graceful_shutdown();
-                        connection.await
+            let stream = Patient { stream, stalled: None };
+            match tls {
+                None => converse(stream, router, &stop).await,
+                Some(config) => {
+                    let shaken = tokio::time::timeout(HANDSHAKE_WITHIN, TlsAcceptor::from(config).accept(stream));
+                    match stop.run_until_cancelled(shaken).await {
+                        Some(Ok(Ok(stream))) => converse(stream, router, &stop).await,
+                        Some(Ok(Err(error))) => tracing::debug!(%error, "TLS did not come about"),
+                        Some(Err(_)) | None => {}
                     }
                 }
-            });
-            if let Ok(Err(error)) = served.await {
-                tracing::debug!(%error, "a connection broke");
             }
             metrics.http_connections.dec();
             drop(permit);
         });
     }
     connections.stop(Duration::from_secs(1)).await;
+}
+
+/// Speaks HTTP on one connection until one side ends it, or a limit does.
+async fn converse(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, router: Router, stop: &CancellationToken) {
+    let mut http = hyper::server::conn::http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN).max_buf_size(MAX_HEAD);
+    let connection = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
+    let mut connection = std::pin::pin!(connection);
+    let served = tokio::time::timeout(CONNECTION_WITHIN, async {
+        tokio::select! {
+            served = connection.as_mut() => served,
+            () = stop.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    });
+    if let Ok(Err(error)) = served.await {
+        tracing::debug!(%error, "a connection broke");
+    }
+}
+
+/// A stream that is given up when its other side takes nothing for [`TAKEN_WITHIN`].
+struct Patient<S> {
+    stream: S,
+    /// Since something waits to be taken.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl<S> Patient<S> {
+    fn judge<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_ready() {
+            self.stalled = None;
+            return polled;
+        }
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(TAKEN_WITHIN)));
+        stalled.as_mut().poll(cx).map(|()| Err(io::Error::new(io::ErrorKind::TimedOut, "the client takes nothing")))
+    }
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write(cx, buf);
+        self.judge(cx, polled)
+    }
+
+    fn poll_write_vectored(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bufs: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let polled = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.judge(cx, polled)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_flush(cx);
+        self.judge(cx, polled)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
 }

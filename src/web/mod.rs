@@ -2,23 +2,30 @@
 //!
 //! `/metrics`, the status page and the two health answers only read. What changes something (reload, silence, hold)
 //! goes over a socket in the file system whose rights decide who may: see [`control`]. Only what a job reports of
-//! itself may come in here, with a token.
+//! itself may come in here, with a token. Who may read is decided by [`access`], and by where a browser comes from.
 
+pub mod access;
 pub mod control;
 mod heartbeat;
 mod listen;
+mod origin;
 mod status;
+mod tries;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{RawQuery, State};
+use axum::extract::{RawQuery, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::{Extension, Router};
 
+use self::access::{Access, Gate, Passwords, Refusal};
 use crate::metrics::Metrics;
 use crate::model::decode::{Decode, mismatch};
 use crate::model::yaml::Node;
@@ -53,6 +60,11 @@ crate::config_struct! {
         /// Where to listen. Everything here only reads, but for reports of jobs that show a token, and it tells a
         /// stranger much about the site: keep it on loopback, or let only Prometheus reach it.
         listen: Listen = "127.0.0.1:9797",
+        /// TLS and passwords, in the format of Prometheus' exporter-toolkit; without it everybody may read who reaches it.
+        config_file: Option<PathBuf>,
+        /// Further names that browsers reach it by. Addresses, `localhost`, names without a dot, the name of this host and
+        /// that of `site.external_url` are always right.
+        hosts: Vec<String> = "[]",
     }
 }
 
@@ -85,23 +97,27 @@ pub enum WebError {
         /// What the kernel said.
         source: std::io::Error,
     },
+    /// Nothing can be remembered safely.
+    #[error("passwords cannot be looked at")]
+    Random(#[source] std::io::Error),
 }
 
 /// Listens and serves until the tasks are stopped; returns the address, whose port was chosen by the kernel if it was 0.
 ///
 /// # Errors
-/// [`WebError::Bind`].
-pub async fn start(config: &WebConfig, pages: Pages, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<SocketAddr, WebError> {
+/// See [`WebError`].
+pub async fn start(config: &WebConfig, pages: Pages, access: Access, metrics: Arc<Metrics>, tasks: &Tasks) -> Result<SocketAddr, WebError> {
     let address = config.listen.0;
     let failed = |source| WebError::Bind { address, source };
     let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
-    let accept = listen::Tcp(listener);
-    tasks.spawn("web", listen::serve(accept, router(pages), metrics, tasks.clone()));
+    let guard = Guard { access: access.clone(), passwords: Passwords::new().map_err(WebError::Random)? };
+    tasks.spawn_until_stopped("web access", access.clone().keep());
+    tasks.spawn("web", listen::serve(listen::Tcp { listener, access }, router(pages, guard), metrics, tasks.clone()));
     Ok(bound)
 }
 
-fn router(pages: Pages) -> Router {
+fn router(pages: Pages, guard: Guard) -> Router {
     let reports = heartbeat::router(pages.inbox.clone());
     Router::new()
         .route("/", get(page))
@@ -110,25 +126,80 @@ fn router(pages: Pages) -> Router {
         .route("/-/ready", get(ready))
         .with_state(Desk { pages, rendered: Arc::default() })
         .merge(reports)
-        .layer(axum::middleware::map_response(with_security_headers))
+        .layer(axum::middleware::from_fn_with_state(guard, pass))
 }
 
-async fn with_security_headers(mut response: Response) -> Response {
-    const HEADERS: [(HeaderName, &str); 6] = [
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
-        (header::X_FRAME_OPTIONS, "DENY"),
-        (header::REFERRER_POLICY, "no-referrer"),
-        (header::CACHE_CONTROL, "no-store"),
-        (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
-        (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
-    ];
+/// Who is let in.
+#[derive(Clone)]
+struct Guard {
+    access: Access,
+    passwords: Passwords,
+}
+
+/// Lets a request through or refuses it, and sets the headers that every answer has.
+async fn pass(State(guard): State<Guard>, Extension(from): Extension<IpAddr>, request: Request, next: Next) -> Response {
+    let gate = guard.access.gate();
+    let (head, body) = request.into_parts();
+    let mut response = match guard.refuse(&gate, from, &head).await {
+        Some(refused) => refused,
+        None => next.run(Request::from_parts(head, body)).await,
+    };
+    let headers = response.headers_mut();
     for (name, value) in HEADERS {
-        response.headers_mut().insert(name, HeaderValue::from_static(value));
+        headers.insert(name, HeaderValue::from_static(value));
     }
     if let Ok(policy) = HeaderValue::from_str(&status::POLICY) {
-        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, policy);
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    }
+    for (name, value) in &gate.headers {
+        headers.insert(name, value.clone());
     }
     response
+}
+
+const HEADERS: [(HeaderName, &str); 6] = [
+    (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+    (header::X_FRAME_OPTIONS, "DENY"),
+    (header::REFERRER_POLICY, "no-referrer"),
+    (header::CACHE_CONTROL, "no-store"),
+    (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
+    (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
+];
+
+impl Guard {
+    /// Says why a request is refused, if it is.
+    async fn refuse(&self, gate: &Gate, from: IpAddr, head: &Parts) -> Option<Response> {
+        let path = head.uri.path();
+        let (is_health, headers) = (path.starts_with("/-/"), &head.headers);
+        if path != "/metrics" && !is_health {
+            let host = head.uri.authority().map_or(text(headers, &header::HOST), |authority| authority.as_str());
+            if !origin::is_ours(host, &gate.hosts) {
+                let named: String = host.chars().take(100).collect();
+                let why = format!("this Proctor is not known as {named:?}: if it should be, add the name to web.hosts\n");
+                return Some((StatusCode::FORBIDDEN, why).into_response());
+            }
+            if origin::is_foreign(&head.method, headers, host) {
+                return Some((StatusCode::FORBIDDEN, "this was asked by a page of another origin\n").into_response());
+            }
+        }
+        // What jobs report shows a token of its own.
+        if gate.users.is_empty() || is_health || path.starts_with("/heartbeat/") {
+            return None;
+        }
+        let retry = |seconds: &'static str| [(header::RETRY_AFTER, seconds)];
+        match self.passwords.check(&gate.users, text(headers, &header::AUTHORIZATION), from).await {
+            Ok(()) => None,
+            Err(Refusal::Unauthorized) => {
+                let asks = [(header::WWW_AUTHENTICATE, "Basic realm=\"Proctor\", charset=\"UTF-8\"")];
+                Some((StatusCode::UNAUTHORIZED, asks, "a name and its password are expected\n").into_response())
+            }
+            Err(Refusal::TooMany) => {
+                let why = "too many wrong passwords from this address: wait a minute\n";
+                Some((StatusCode::TOO_MANY_REQUESTS, retry("60"), why).into_response())
+            }
+            Err(Refusal::Busy) => Some((StatusCode::SERVICE_UNAVAILABLE, retry("1"), "too many passwords at once\n").into_response()),
+        }
+    }
 }
 
 /// The page, and when it was rendered.

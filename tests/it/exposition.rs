@@ -11,6 +11,7 @@ use proctor::model::decode::from_text;
 use proctor::model::{Failure, Family, Histogram, Observed, ProbeResult, Reason, Sample, Sight, Target};
 use proctor::snapshot::Snapshot;
 use proctor::tasks::{self, Tasks};
+use proctor::web::access::{Access, Gate};
 use proctor::web::{self, Notice, Pages, Rows, Status, TargetRow, Tone, Trouble, WebConfig, control};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
@@ -97,7 +98,10 @@ async fn site() -> Site {
     };
     let tasks = Tasks::new();
     let config: WebConfig = from_text("test", "listen: 127.0.0.1:0").expect("is right");
-    let port = web::start(&config, pages, metrics.clone(), &tasks).await.expect("a port is free").port();
+    let port = web::start(&config, pages, Access::new(Gate::default(), proctor::config::read), metrics.clone(), &tasks)
+        .await
+        .expect("a port is free")
+        .port();
     Site { port, ready, tasks, snapshot, metrics }
 }
 

@@ -51,3 +51,4 @@ mod rules;
 mod soak;
 mod support;
 mod upgrade;
+mod web;

@@ -93,3 +93,83 @@ pub(super) fn row(latest: &Latest, history: &History, now: Timestamp) -> TargetR
         shows: history.shows(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::metrics::Metrics;
+    use crate::model::{Failure, ProbeResult, Reason, Target};
+    use crate::mute::depends::{Depends, failing};
+    use crate::snapshot::Snapshot;
+    use crate::web::Status;
+
+    fn target(probe: String, target: Option<String>) -> Arc<Target> {
+        Arc::new(Target {
+            probe: probe.into(),
+            target: target.map(Into::into),
+            kind: "tcp",
+            interval: Duration::from_secs(15),
+            timeout: Duration::from_secs(5),
+            depends_on: Arc::new([]),
+        })
+    }
+
+    /// Knows 600 probes with one target each, and one with 400; `fails` says which fail, by their number.
+    fn scene(fails: impl Fn(usize) -> bool) -> Scene {
+        let targets: Vec<Arc<Target>> = (0..600)
+            .map(|n| target(format!("room-{n:03}"), None))
+            .chain((0..400).map(|n| target("certs".to_owned(), Some(format!("{n:03}.pem")))))
+            .collect();
+        let snapshot = Snapshot::new(Arc::new(Metrics::new()));
+        snapshot.announce(&targets);
+        let now = Timestamp::from_secs(1_000_000);
+        for (n, target) in targets.into_iter().enumerate() {
+            let detail = "<b>".repeat(100);
+            let outcome = if fails(n) { Err(Failure::new(Reason::Refused, detail)) } else { Ok(()) };
+            let (samples, evidence) = (Vec::new(), Vec::new());
+            snapshot.accept(&ProbeResult { target, at: now, duration: Duration::ZERO, outcome, samples, sight: Sight::Full, evidence });
+        }
+        let targets = snapshot.histories();
+        let failing = failing(targets.iter().map(|(latest, _)| latest), &[], |_| Duration::ZERO);
+        Scene {
+            now,
+            targets,
+            alerts: Vec::new(),
+            failing,
+            depends: Arc::new(Depends::default()),
+            holds: BTreeMap::new(),
+            tells: false,
+            told: BTreeMap::new(),
+            muted: BTreeMap::new(),
+        }
+    }
+
+    fn page(scene: &Scene) -> String {
+        let status = Status { groups: scene.groups(), troubles: scene.troubles(), targets: scene.targets.len(), ..Status::default() };
+        status.render(scene.now, true).expect("is rendered")
+    }
+
+    #[test]
+    fn of_a_thousand_targets_those_that_fail_come_first_and_the_others_are_folded() {
+        let scene = scene(|n| n == 7 || n == 900);
+        let groups = scene.groups().shown;
+        let told: Vec<(&str, Tone, usize, usize)> =
+            groups.iter().map(|group| (group.name.as_str(), group.tone, group.failing, group.count)).collect();
+        assert_eq!(told, [("certs", Tone::Bad, 1, 400), ("room-007", Tone::Bad, 1, 1), ("tcp", Tone::Good, 0, 599)]);
+        assert_eq!((groups[0].targets.shown[0].name.as_str(), groups[0].targets.more), ("300.pem", 150));
+        let page = page(&scene);
+        assert_eq!(page.matches("<details").count(), 2);
+        assert!(page.len() < 250_000, "{} bytes", page.len());
+    }
+
+    #[test]
+    fn a_page_on_which_everything_fails_is_bounded_and_says_how_much_it_leaves_out() {
+        let page = page(&scene(|_| true));
+        for more in ["and 561 more</p>", "and 401 more</p>", "and 392 more targets of it", "and 150 more</p>"] {
+            assert!(page.contains(more), "{more}");
+        }
+        assert!(page.len() < 1_000_000, "{} bytes", page.len());
+    }
+}
