@@ -381,6 +381,9 @@ fn every_alert_that_comes_with_proctor_has_a_severity_with_a_meaning_and_says_wh
                     wrong.push(format!("{}: no {annotation}", alert.name));
                 }
             }
+            if !text(&alert.annotations, "description").contains('`') {
+                wrong.push(format!("{}: names no command or place that would confirm it", alert.name));
+            }
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));

@@ -50,3 +50,27 @@ async fn what_is_only_worth_knowing_is_one_mail_a_day_each_once_and_none_where_t
     insta::assert_snapshot!("digest", day[0].text);
     assert!(bench.until(90_000 + 3 * 86_700).await.is_empty(), "what is still so was told");
 }
+
+#[tokio::test]
+async fn what_new_rules_find_on_their_first_day_is_one_mail_and_then_they_are_as_any_other() {
+    let mut bench = Bench::plain();
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    let before = mute::KnownRules { version: "1".into(), names: names(&["Down"]), ..mute::KnownRules::default() };
+    let upgrade = mute::Upgrade::new(Duration::from_secs(86_400), "2", names(&["Down", "Slow", "Old", "Late"]), Some(before), at(0));
+    bench.wiring.mutes.lock().expect("is whole").startup.upgrade = upgrade;
+    for name in ["Down", "Slow", "Old"] {
+        bench.fire(name, "web");
+    }
+    assert_eq!(heads(&bench.until(3599).await), ["FIRING Down"]);
+    let one = bench.until(3700).await;
+    assert_eq!(heads(&one), ["NEW RULES"]);
+    insta::assert_snapshot!("new_rules", one[0].text);
+    for name in ["Down", "Slow", "Old"] {
+        bench.end(name, "web");
+    }
+    assert_eq!(heads(&bench.until(3800).await), ["RESOLVED Old", "RESOLVED Down"]);
+    bench.until(86_300).await;
+    bench.fire("Late", "web");
+    assert!(bench.until(86_399).await.is_empty());
+    assert_eq!(heads(&bench.until(86_500).await), ["FIRING Late"], "the day is over");
+}
