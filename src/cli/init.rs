@@ -70,6 +70,9 @@ pub(super) fn run(named: Option<&Path>, init: &Init) -> Result<Exit, Box<dyn Err
     }
     create(&file, &text)?;
     let mut said = format!("Written: {}\n", file.display());
+    if let Some(asked) = &found.asked {
+        said += &fold("", &format!("Asked for its settings: {}", clean(asked)));
+    }
     lists(&found, &mut said);
     said += &next(&file, found.notify.is_empty());
     say(&said)?;

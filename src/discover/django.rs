@@ -149,12 +149,13 @@ pub struct Project {
 }
 
 impl Project {
-    /// Finds out who owns a project and which Python it runs with. `named` is `manage.py` or its folder; `python` is what
-    /// runs the site already, where that was seen; `instead` is the user whom to take instead of the owner.
+    /// Finds out who owns a project and which Python it runs with. `named` is `manage.py` or its folder. The first Python is
+    /// the one that somebody named; the second what was seen to run here, which counts only where nobody but root and the
+    /// owner could have put it. `instead` is the user whom to take instead of the owner.
     ///
     /// # Errors
     /// It is not there, or its owner is root, or is another user and we are not root: one line that says what to do.
-    pub fn at(named: &Path, python: Option<&Path>, instead: Option<&str>) -> Result<Self, String> {
+    pub fn at(named: &Path, (python, seen): (Option<&Path>, Option<&Path>), instead: Option<&str>) -> Result<Self, String> {
         let manage = if named.is_dir() { named.join("manage.py") } else { named.to_owned() };
         let manage = manage.canonicalize().map_err(|error| format!("{}: {error}; name manage.py by --django PATH", manage.display()))?;
         let of = manage.metadata().map_err(|error| format!("{}: {error}", manage.display()))?;
@@ -176,7 +177,8 @@ impl Project {
         if own != 0 && own != uid {
             return Err(format!("{at} belongs to {name} and was not run: run this command as root or as {name}"));
         }
-        let python = python.map(Path::to_owned).or_else(|| beside(&manage)).unwrap_or_else(|| PathBuf::from("/usr/bin/python3"));
+        let seen = || seen.map(Path::to_owned).into_iter().chain(beside(&manage)).find(|python| is_trusted(python, uid));
+        let python = python.map(Path::to_owned).or_else(seen).unwrap_or_else(|| PathBuf::from("/usr/bin/python3"));
         Ok(Self { manage, python, user: (uid, gid, name, home) })
     }
 
@@ -232,6 +234,17 @@ impl Project {
     }
 }
 
+/// Says whether nobody but root and this user can have put a program there: anybody can start a process that looks like the
+/// site's, with a Python of his own.
+fn is_trusted(program: &Path, uid: u32) -> bool {
+    program.is_absolute()
+        && program.is_file()
+        && program.ancestors().all(|part| {
+            let links = |of: std::fs::Metadata| of.is_symlink() || of.mode() & 0o002 == 0;
+            part.symlink_metadata().is_ok_and(|of| (of.uid() == 0 || of.uid() == uid) && links(of))
+        })
+}
+
 /// Returns the Python of a virtual environment beside a project.
 fn beside(manage: &Path) -> Option<PathBuf> {
     let folder = manage.parent()?;
@@ -266,6 +279,17 @@ mod tests {
         let line = "site:x:1001:1002:The site,,,:/srv/site:/usr/sbin/nologin";
         assert_eq!(entry(line), Some(("site".into(), 1001, 1002, "/srv/site".into())));
         assert_eq!(entry("# nothing"), None);
+    }
+
+    #[test]
+    fn a_python_that_others_could_have_put_there_is_not_trusted() {
+        let own = geteuid().as_raw();
+        let folder = tempfile::tempdir().expect("a folder");
+        let python = folder.path().join("python");
+        std::os::unix::fs::symlink("/bin/sh", &python).expect("is made");
+        assert!(is_trusted(Path::new("/bin/sh"), own));
+        assert!(!is_trusted(&python, own), "everybody may write into {}", std::env::temp_dir().display());
+        assert!(!is_trusted(Path::new("bin/sh"), own) && !is_trusted(Path::new("/bin/nothing"), own));
     }
 
     #[test]

@@ -127,6 +127,8 @@ pub struct Found {
     pub actions: Vec<String>,
     /// The name of the site.
     pub site: String,
+    /// Which Django was asked and as whom, one line.
+    pub asked: Option<String>,
 }
 
 impl Found {
@@ -229,16 +231,33 @@ fn ask(facts: &Facts, django: Option<&Ask>) -> std::io::Result<(units::Units, co
 
 async fn ask_django(facts: &Facts, units: &units::Units, ask: &Ask) -> Django {
     let of_site = |process: &&Process| programs::is(process, "gunicorn") || programs::is(process, "celery");
-    let folders = facts.processes.iter().filter(of_site).filter_map(programs::folder);
-    let folders = folders.chain(units.services.iter().filter_map(|service| service.folder.clone()));
-    let found = || folders.flat_map(|folder| [folder.join("manage.py"), folder.join("../manage.py")]).find(|manage| manage.is_file());
-    let Some(manage) = ask.manage.clone().or_else(found) else {
-        return Django::Failed("no manage.py was found where gunicorn and Celery run: name it by --django PATH".to_owned());
+    let manage = match &ask.manage {
+        Some(manage) => manage.clone(),
+        None => {
+            let of_units: BTreeSet<PathBuf> = units.services.iter().filter_map(|service| manage_of(service.folder.as_ref()?)).collect();
+            let of_processes =
+                || facts.processes.iter().filter(of_site).filter_map(|process| manage_of(&programs::folder(process)?)).collect();
+            // What root wrote into units comes before what anybody may have started.
+            let found: BTreeSet<PathBuf> = if of_units.is_empty() { of_processes() } else { of_units };
+            let mut found = found.into_iter();
+            match (found.next(), found.next()) {
+                (Some(manage), None) => manage,
+                (None, _) => {
+                    return Django::Failed("no manage.py was found where gunicorn and Celery run: name it by --django PATH".to_owned());
+                }
+                (Some(one), Some(other)) => {
+                    let several = format!("{}, {}", one.display(), other.display());
+                    return Django::Failed(format!(
+                        "several manage.py were found, and none was run ({several}): name one by --django PATH"
+                    ));
+                }
+            }
+        }
     };
     // What runs the site in this folder is the Python that it needs.
     let here = |process: &&Process| programs::folder(process).is_some_and(|folder| manage.starts_with(&folder) || folder == manage);
     let python = || facts.processes.iter().filter(of_site).find(here).and_then(programs::python);
-    let project = Project::at(&manage, ask.python.clone().or_else(python).as_deref(), ask.user.as_deref());
+    let project = Project::at(&manage, (ask.python.as_deref(), python().as_deref()), ask.user.as_deref());
     let project = match project {
         Ok(project) => project,
         Err(why) => return Django::Failed(why),
@@ -247,6 +266,11 @@ async fn ask_django(facts: &Facts, units: &units::Units, ask: &Ask) -> Django {
         Ok(settings) => Django::Said(Box::new(settings), Box::new(project)),
         Err(why) => Django::Failed(why),
     }
+}
+
+/// Returns the `manage.py` of a folder, or of the one above.
+fn manage_of(folder: &Path) -> Option<PathBuf> {
+    [folder.join("manage.py"), folder.join("../manage.py")].into_iter().find(|manage| manage.is_file())?.canonicalize().ok()
 }
 
 impl Nginx {

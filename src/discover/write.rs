@@ -7,6 +7,7 @@ pub fn text(found: &Found) -> String {
     let mut lines = vec![
         "# Written by `proctor init` from what this host shows. Every key: deploy/proctor.example.yml. After a change:".to_owned(),
         "# proctor config check, then proctor check, then proctor reload. Passwords stand in files of their own, never here.".to_owned(),
+        format!("# Asked besides the host: {}.", clean(found.asked.as_deref().unwrap_or("no Django"))),
         String::new(),
         format!("site: {{name: {}}}", serde_json::Value::from(found.site.as_str())),
         String::new(),

@@ -5,6 +5,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::Duration;
 
+use proctor::discover::django;
+
 use super::support::docker::Container;
 use super::support::gunicorn::venv;
 use super::support::memcached::memcached;
@@ -12,7 +14,7 @@ use super::support::nginx::Nginx;
 use super::support::process::{Process, eventually, free_port};
 use super::support::rabbitmq::Rabbitmq;
 use super::support::systemd::{Unit, bus, stack, systemctl};
-use super::support::tunnel::{Tunnel, as_user};
+use super::support::tunnel::{Mariadb, Postgres, Tunnel, as_user};
 
 /// What must be read nowhere.
 const SECRET: &str = "hunter2-canary";
@@ -172,6 +174,7 @@ async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_th
         "vhost: \"myvhost\", username: proctor, password_file: ".to_owned(),
         "celery: {celery: {via: rabbitmq".to_owned(),
         "site: {name: \"coursys\"}".to_owned(),
+        format!("/manage.py, as {}", if rustix::process::geteuid().is_root() { "nobody" } else { "" }),
     ] {
         assert!(text.contains(&line), "{line}\nin\n{text}");
     }
@@ -242,6 +245,92 @@ async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_th
     assert!(words.contains(&format!("nothing listens at port {gone} of this host")), "{differs}");
     assert!(words.contains(&format!("memcached: {{address: \"127.0.0.1:{}\"}}", more.port)), "{differs}");
     assert_eq!(std::fs::read_to_string(&file).expect("is there"), text, "it writes nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_commands_that_are_printed_for_databases_open_them() {
+    let (Some(postgres), Some(mariadb)) = (Postgres::start(false).await, Mariadb::start(&[]).await) else { return };
+    postgres.let_in("host all proctor 127.0.0.1/32 scram-sha-256");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("proctor.yml");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_proctor")).args(["init", "--no-django", "--output"]).arg(&file).output().expect("it runs");
+    let printed = said(&output);
+    assert!(output.status.success(), "{printed}");
+    let text = std::fs::read_to_string(&file).expect("it is written");
+    let clients = [
+        (postgres.port, "psql", format!("psql -X -q -v ON_ERROR_STOP=1 -h 127.0.0.1 -p {} -U postgres", postgres.port)),
+        (mariadb.port, "mysql", format!("mariadb --no-defaults -u root -S {}", mariadb.socket().display())),
+    ];
+    for (port, program, client) in clients {
+        // What stands beside the server's name is its port; the command comes in the line after what is missing.
+        let lines: Vec<&str> = printed.lines().collect();
+        let at =
+            lines.iter().position(|line| line.contains("SQL at 127.0.0.1:") && line.contains(&format!(":{port}"))).expect("it is listed");
+        let command = lines[at..].iter().find(|line| line.contains("head -c 18")).expect("a command");
+        let (before, _) = command.rsplit_once('|').expect("it ends with the client");
+        assert!(command.rsplit_once('|').expect("a pipe").1.contains(program), "{command}");
+        let ran = Command::new("sh").args(["-c", &format!("{before} | {client}")]).output().expect("sh runs");
+        assert!(ran.status.success() && ran.stderr.is_empty(), "{before}: {}", said(&ran));
+        let full = text
+            .lines()
+            .find(|line| line.trim_start().starts_with("# ") && line.contains(&format!("127.0.0.1:{port}\"")) && line.contains("username"))
+            .expect("a line");
+        let own = folder.path().join("own.yml");
+        std::fs::write(&own, format!("probes:\n{}\n", full.replacen("# ", "", 1))).expect("is written");
+        let (code, checked) = proctor(&own, &["check"], &[]);
+        assert!(code == Some(0) && checked.starts_with("ok "), "{checked}\n{full}");
+    }
+}
+
+#[tokio::test]
+async fn celery_says_its_queues_as_the_app_of_the_project_has_them_and_no_password_is_on_a_command_line() {
+    let more = format!(
+        "INSTALLED_APPS = ['site_app']\nCELERY_BROKER_URL = 'amqp://u:{SECRET}@127.0.0.1:5699//'\nCELERY_TASK_DEFAULT_QUEUE = 'batch'\n\
+         CELERY_BEAT_SCHEDULER = 'django_celery_beat.schedulers:DatabaseScheduler'\n"
+    );
+    let Some(project) = Project::new(&more) else { return };
+    std::fs::create_dir(project.folder.path().join("site_app")).expect("a folder");
+    project.write(
+        "site_app/__init__.py",
+        "from celery import Celery\napp = Celery('site')\napp.config_from_object('django.conf:settings', namespace='CELERY')\napp.autodiscover_tasks()\n",
+    );
+    project.write("site_app/tasks.py", "from celery import shared_task\n@shared_task(queue='sims')\ndef simulate(): pass\n");
+    let owner = if rustix::process::geteuid().is_root() { Some("nobody") } else { None };
+    let asked = django::Project::at(project.folder.path(), (Some(&project.python), None), owner).expect("it can be run");
+    let settings = asked.ask(Duration::from_secs(60)).await.expect("it answers");
+    let celery = settings.celery.clone().expect("it has a broker");
+    assert_eq!(celery.queues, ["batch", "sims"]);
+    assert_eq!((celery.broker.port, celery.broker.path.as_str(), celery.broker.has_password), (Some(5699), "//", true));
+    assert!(celery.scheduler.starts_with("django_celery_beat") && settings.unknown.is_empty(), "{settings:?}");
+    assert!(!format!("{settings:?}").contains(SECRET), "{settings:?}");
+
+    // While it runs, nothing of it is on a command line.
+    project.write("site_app/__init__.py", "import time\ntime.sleep(3600)\n");
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
+    command
+        .args(["init", "--output"])
+        .arg(folder.path().join("proctor.yml"))
+        .arg("--django")
+        .arg(project.folder.path())
+        .arg("--python")
+        .arg(&project.python);
+    let _init = Process::start(&mut command, &folder.path().join("log"));
+    let lines = || {
+        let pids = std::fs::read_dir("/proc").expect("it is there").flatten();
+        pids.filter_map(|pid| Some((pid.path(), std::fs::read(pid.path().join("cmdline")).ok()?)))
+            .map(|(pid, line)| (pid, String::from_utf8_lossy(&line).into_owned()))
+            .collect::<Vec<_>>()
+    };
+    let here = project.folder.path().to_owned();
+    let runs = || async {
+        lines()
+            .into_iter()
+            .find(|(pid, line)| line.contains("PROCTOR_SCRIPT") && std::fs::read_link(pid.join("cwd")).is_ok_and(|cwd| cwd == here))
+    };
+    let (_, line) = eventually("manage.py runs", Duration::from_secs(30), runs).await;
+    assert!(!line.contains(SECRET), "{line}");
 }
 
 #[test]

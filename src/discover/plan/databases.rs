@@ -1,13 +1,16 @@
 //! Databases: those that listen here, and the one that Django names elsewhere.
 
 use super::super::django::Database;
-use super::super::sockets::{At, Listener};
+use super::super::sockets::{At, Listener, Process};
 use super::ports::{Kind, is_here};
 use super::{Plan, is_word, quoted};
 
 /// A server on this host, by its port and its sockets.
 struct Server<'a> {
     postgres: bool,
+    /// Whether it is MariaDB for sure.
+    maria: bool,
+    owner: Option<&'a Process>,
     tcp: Option<&'a At>,
     unix: Option<&'a At>,
 }
@@ -17,12 +20,16 @@ impl Plan<'_> {
         let mut servers: Vec<Server<'_>> = Vec::new();
         for (kind, listener) in all.iter().filter(|(kind, _)| matches!(kind, Kind::Postgres | Kind::Mysql)) {
             let (postgres, at) = (*kind == Kind::Postgres, &listener.at);
-            let same = servers.iter_mut().find(|server| server.postgres == postgres && (port(server.tcp) == port(Some(at)) || !postgres));
+            let maria = listener.owner.as_ref().is_some_and(|owner| owner.name == "mariadbd");
+            let owner = listener.owner.as_ref();
+            let of_one =
+                |server: &&mut Server<'_>| if owner.is_some() { server.owner == owner } else { port(server.tcp) == port(Some(at)) };
+            let same = servers.iter_mut().find(|server| server.postgres == postgres && of_one(server));
             match (same, at) {
                 (Some(server), At::Tcp(_)) => server.tcp = server.tcp.or(Some(at)),
                 (Some(server), At::Unix(_)) => server.unix = server.unix.or(Some(at)),
-                (None, At::Tcp(_)) => servers.push(Server { postgres, tcp: Some(at), unix: None }),
-                (None, At::Unix(_)) => servers.push(Server { postgres, tcp: None, unix: Some(at) }),
+                (None, At::Tcp(_)) => servers.push(Server { postgres, maria, owner, tcp: Some(at), unix: None }),
+                (None, At::Unix(_)) => servers.push(Server { postgres, maria, owner, tcp: None, unix: Some(at) }),
             }
         }
         for server in servers {
@@ -64,7 +71,7 @@ impl Plan<'_> {
         let (secret, there) = self.secret(kind);
         let inside = self.inside(at);
         // By its socket in the file system the server knows the user without a password.
-        let socket = server.unix.filter(|_| inside.is_none() && (server.postgres || at_socket(server.unix)));
+        let socket = server.unix.filter(|_| inside.is_none() && (server.postgres || (server.maria && at_socket(server.unix))));
         let user = if socket.is_some() { self.facts.user.0.clone() } else { "proctor".to_owned() };
         let mut body = format!("{kind}: {{address: {}", quoted(&socket.unwrap_or(at).to_string()));
         if server.postgres {
@@ -116,8 +123,9 @@ impl Plan<'_> {
                 "mysql -e 'CREATE USER {user}@localhost IDENTIFIED VIA unix_socket WITH MAX_USER_CONNECTIONS 3; GRANT PROCESS, REPLICA MONITOR ON *.* TO {user}@localhost'"
             ),
             (false, None) => format!(
-                "{} && printf \"CREATE USER proctor@'127.0.0.1' IDENTIFIED BY '%s' WITH MAX_USER_CONNECTIONS 3; GRANT PROCESS, REPLICATION CLIENT ON *.* TO proctor@'127.0.0.1'\" \"$(cat {secret})\" | {}mysql",
+                "{} && printf \"CREATE USER proctor@'127.0.0.1' IDENTIFIED BY '%s' WITH MAX_USER_CONNECTIONS 3; GRANT PROCESS, {} ON *.* TO proctor@'127.0.0.1'\" \"$(cat {secret})\" | {}mysql",
                 self.make_password(&secret),
+                if server.maria { "REPLICA MONITOR" } else { "REPLICATION CLIENT" },
                 inside.unwrap_or_default()
             ),
         };

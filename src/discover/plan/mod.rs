@@ -178,6 +178,8 @@ impl<'a> Plan<'a> {
             Django::None => {}
             Django::Failed(why) => self.found.unseen.push(format!("Django's settings (ADMINS, mail, hosts, queues, database): {why}")),
             Django::Said(settings, project) => {
+                let version: String = settings.version.chars().filter(|c| c.is_ascii_graphic()).take(20).collect();
+                self.found.asked = Some(format!("Django {version} at {}, as {}", project.manage.display(), project.user()));
                 for part in &settings.unknown {
                     self.found.unseen.push(format!("of Django's settings: {part}: {} does not say it", project.manage.display()));
                 }

@@ -85,7 +85,7 @@ fn coursys() -> Facts {
 fn with_django(mut facts: Facts) -> Facts {
     // The project is only named in commands here.
     let file = tempfile::NamedTempFile::new().expect("a file");
-    let mut project = Project::at(file.path(), Some(Path::new("/coursys/venv/bin/python")), Some("root")).expect("it is there");
+    let mut project = Project::at(file.path(), (Some(Path::new("/coursys/venv/bin/python")), None), Some("root")).expect("it is there");
     project.manage = "/coursys/manage.py".into();
     let place = |scheme: &str, host: &str, port: u16, path: &str| Place {
         scheme: scheme.into(),
