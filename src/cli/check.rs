@@ -91,6 +91,9 @@ struct Row {
     duration_seconds: Option<f64>,
     #[serde(skip)]
     name: String,
+    /// The probe that it depends on and that says why, where that is wrong with it too.
+    #[serde(skip)]
+    see: Option<String>,
 }
 
 impl Row {
@@ -115,6 +118,35 @@ impl Row {
             detail,
             duration_seconds: result.map(|result| result.duration.as_secs_f64()),
             name: target.to_string(),
+            see: None,
+        }
+    }
+}
+
+/// Finds those that fail because a probe that they depend on does: what is wrong is then said once, there.
+fn refer(rows: &mut [Row], scheduled: &[Scheduled]) {
+    // What a shared connection said a moment ago is given again, with how long ago that was.
+    let core = |detail: &str| {
+        let again = detail.find("; the next attempt").and_then(|at| detail[..at].rfind(" ("));
+        detail[..again.unwrap_or(detail.len())].to_owned()
+    };
+    let waits = |detail: &str| detail.contains("another probe's attempt");
+    let failed: Vec<(String, &str, String)> =
+        rows.iter().filter_map(|row| Some((row.name.clone(), row.reason?, core(row.detail.as_deref()?)))).collect();
+    for (row, one) in rows.iter_mut().zip(scheduled) {
+        let (Some(reason), Some(detail)) = (row.reason, row.detail.as_deref()) else { continue };
+        let own = core(detail);
+        let same = |(root, of, said): &&(String, &str, String)| {
+            let texts = said.starts_with(&own) || own.starts_with(said) || waits(detail);
+            one.target.depends_on.iter().any(|parent| **parent == **root) && *of == reason && texts
+        };
+        row.see = failed.iter().find(same).map(|(root, ..)| root.clone());
+    }
+    // To the first of a row of causes; a circle is no configuration.
+    let next: Vec<(String, String)> = rows.iter().filter_map(|row| Some((row.name.clone(), row.see.clone()?))).collect();
+    for row in rows {
+        while let Some((_, root)) = next.iter().find(|(name, _)| row.see.as_ref() == Some(name)) {
+            row.see = Some(root.clone());
         }
     }
 }
@@ -211,8 +243,9 @@ fn ask(source: &Source, only: &[String]) -> Result<Report, Box<dyn Error + Send 
     let metrics = Arc::new(Metrics::new());
     let at = tasks::wall_now();
     let targets = super::block_on(async {
-        let rows = ask_all(&scheduled, &metrics).await;
+        let mut rows = ask_all(&scheduled, &metrics).await;
         tasks.stop(GOODBYE).await;
+        refer(&mut rows, &scheduled);
         rows
     })?;
     let count = |state| targets.iter().filter(|row| row.state == state).count();

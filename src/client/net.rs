@@ -15,7 +15,7 @@ use std::time::Duration;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Semaphore;
@@ -224,6 +224,41 @@ pub enum Stream {
     Tls(Box<tokio_rustls::client::TlsStream<Stream>>),
 }
 
+/// A connection that wakes nobody, whatever comes, until [`Quiet::listen`]: the kernel keeps it meanwhile.
+#[derive(Debug)]
+pub enum Quiet {
+    /// Out of the poll.
+    Tcp(std::net::TcpStream),
+    /// What cannot be taken out stays in it.
+    Waking(Stream),
+}
+
+impl Stream {
+    /// Takes it out of the poll.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn quiet(self) -> io::Result<Quiet> {
+        Ok(match self {
+            Self::Tcp(stream) => Quiet::Tcp(stream.into_std()?),
+            other => Quiet::Waking(other),
+        })
+    }
+}
+
+impl Quiet {
+    /// Puts it back: what has come meanwhile is there at once.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn listen(self) -> io::Result<Stream> {
+        Ok(match self {
+            Self::Tcp(stream) => Stream::Tcp(TcpStream::from_std(stream)?),
+            Self::Waking(stream) => stream,
+        })
+    }
+}
+
 macro_rules! each_stream {
     ($self:ident, $inner:ident => $body:expr) => {
         match $self.get_mut() {
@@ -393,6 +428,28 @@ impl Trust {
     }
 }
 
+/// Says what is wrong with a certificate: rustls names some of it only as its own code does.
+pub fn in_words(wrong: &CertificateError) -> String {
+    match wrong {
+        CertificateError::UnknownIssuer => {
+            "it leads to no authority that is trusted here: name its authority in ca_file, or have the server send the certificates between".to_owned()
+        }
+        CertificateError::BadEncoding => "it cannot be read".to_owned(),
+        CertificateError::Revoked => "it was revoked".to_owned(),
+        CertificateError::BadSignature => "it is not signed by the authority that it names".to_owned(),
+        CertificateError::UnhandledCriticalExtension => "it has an extension marked critical that is not known here".to_owned(),
+        // webpki's own errors come without a type of ours.
+        CertificateError::Other(other) => match format!("{other:?}") {
+            why if why.contains("CaUsedAsEndEntity") => {
+                "it is that of an authority (CA:TRUE), which no server's own may be: make one for the server, with basicConstraints=CA:FALSE".to_owned()
+            }
+            why if why.contains("UnsupportedCertVersion") => "it is not of version 3: make it anew with a subjectAltName".to_owned(),
+            why => why,
+        },
+        other => other.to_string(),
+    }
+}
+
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
     static PROVIDER: OnceLock<Arc<rustls::crypto::CryptoProvider>> = OnceLock::new();
     PROVIDER.get_or_init(|| Arc::new(rustls::crypto::ring::default_provider())).clone()
@@ -417,7 +474,7 @@ impl ServerCertVerifier for Observer {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let chain: Vec<_> = std::iter::once(end_entity).chain(intermediates).map(|der| der.clone().into_owned()).collect();
         let verdict = self.trust.verify(&chain, server_name, now).map_err(|error| match error {
-            rustls::Error::InvalidCertificate(why) => why.to_string(),
+            rustls::Error::InvalidCertificate(why) => in_words(&why),
             rustls::Error::General(why) => why,
             error => error.to_string(),
         });

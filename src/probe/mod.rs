@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use crate::changes::Changes;
 use crate::client::amqp::{AmqpError, Broker, Settings};
@@ -178,6 +179,7 @@ pub struct Recorder {
     waiting: (Reason, Cow<'static, str>),
     sight: Sight,
     evidence: Vec<String>,
+    deadline: Option<Instant>,
 }
 
 impl Default for Recorder {
@@ -188,6 +190,7 @@ impl Default for Recorder {
             waiting: (Reason::AnswerTimeout, Cow::Borrowed("waiting for an answer")),
             sight: Sight::Full,
             evidence: Vec::new(),
+            deadline: None,
         }
     }
 }
@@ -208,6 +211,17 @@ pub struct Recorded {
 }
 
 impl Recorder {
+    /// Begins a run that ends then at the latest.
+    #[must_use]
+    pub fn until(deadline: Instant) -> Self {
+        Self { deadline: Some(deadline), ..Self::default() }
+    }
+
+    /// Returns how long a part of the run may take: `usual`, or half of what is left of the run.
+    pub fn at_most(&self, usual: Duration) -> Duration {
+        self.deadline.map_or(usual, |deadline| usual.min(deadline.saturating_duration_since(Instant::now()) / 2))
+    }
+
     /// Records a value without labels of its own.
     pub fn set(&mut self, family: &'static Family, value: f64) {
         self.set_with(family, &[], value);

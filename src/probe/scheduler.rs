@@ -181,7 +181,7 @@ fn next_slot(hash: u64, interval: Duration, now: Timestamp) -> Duration {
 pub async fn run(scheduled: &Scheduled, metrics: &Metrics) -> Option<ProbeResult> {
     let Scheduled { target, probe } = scheduled;
     let (at, begin) = (tasks::now(), Instant::now());
-    let mut rec = Recorder::default();
+    let mut rec = Recorder::until(begin + target.timeout);
     let asking = reach::on_behalf_of(target.to_string().into(), tokio::time::timeout(target.timeout, probe.run(&mut rec)));
     let asked = AssertUnwindSafe(asking).catch_unwind().await;
     let duration = begin.elapsed();

@@ -1,10 +1,11 @@
-//! The probe `beat` against a real beat of django-celery-beat, whose schedule is in a real PostgreSQL.
+//! The probe `beat` against a real beat of django-celery-beat, whose schedule is in a real PostgreSQL or MariaDB.
 
 use proctor::model::{ProbeResult, Reason, Sight};
 
+use super::support::database::secret;
 use super::support::process::eventually;
 use super::support::site::Celery;
-use super::support::tunnel::Postgres;
+use super::support::tunnel::{Mariadb, Postgres};
 use super::support::watched::{Watched, failed, value, well};
 
 fn watched(port: u16, more: &str) -> Watched {
@@ -19,7 +20,7 @@ async fn a_beat_that_keeps_its_schedule_in_the_database_is_seen_to_move_to_hang_
     postgres.ask("CREATE ROLE proctor LOGIN");
     // Before Django has made its tables.
     failed(&watched(postgres.port, "").run("beat").await, Reason::Missing, "django_celery_beat_periodictask");
-    let Some(beat) = Celery::scheduled(postgres.port) else { return };
+    let Some(beat) = Celery::scheduled(&format!("postgresql:{}", postgres.port)) else { return };
     beat.said("Sending due task beat test").await;
     let watched_for = |more: &str| watched(postgres.port, more);
     let unseen = watched_for("").run("beat").await;
@@ -66,4 +67,53 @@ async fn a_beat_that_keeps_its_schedule_in_the_database_is_seen_to_move_to_hang_
     postgres
         .ask("UPDATE django_celery_beat_periodictask SET enabled = true, last_run_at = now() + interval '8 hours' WHERE name = 'left out'");
     failed(&usual.run("beat").await, Reason::Mismatch, "in the future");
+}
+
+#[tokio::test]
+async fn the_same_is_seen_in_mariadb() {
+    let Some(mariadb) = Mariadb::start(&[]).await else { return };
+    mariadb.ask(
+        "CREATE DATABASE site; CREATE USER site@'%' IDENTIFIED BY 'site'; GRANT ALL ON site.* TO site@'%'; \
+         CREATE USER proctor@'%' IDENTIFIED BY 'hunter2'; CREATE TABLE site.own (id int); GRANT SELECT ON site.own TO proctor@'%'",
+    );
+    let folder = tempfile::tempdir().expect("a folder can be made");
+    let password = secret(folder.path(), "hunter2\n");
+    let watched_for = |more: &str| {
+        let (port, password) = (mariadb.port, password.display());
+        let login = format!("address: '127.0.0.1:{port}', database: site, password_file: {password}");
+        Watched::new(&format!("  db: {{mysql: {{{login}}}}}\n  beat: {{timeout: 5s, beat: {{database: db, {more}}}}}"))
+    };
+    let Some(beat) = Celery::scheduled(&format!("mysql:{}", mariadb.port)) else { return };
+    beat.said("Sending due task beat test").await;
+    let unseen = watched_for("").run("beat").await;
+    let Sight::Blind { remedy, .. } = &unseen.sight else { panic!("{:?} {:?}", unseen.sight, unseen.outcome) };
+    let grants = remedy.strip_prefix("run ").expect("is a line to run");
+    grants.split(';').for_each(|grant| drop(mariadb.ask(&format!("USE site; {grant}"))));
+
+    let usual = watched_for("task: coredata.tasks.beat_test, within: 5m");
+    let sent = |result: &ProbeResult| value(result, "celery_beat_entry_last_run_timestamp_seconds", "beat test").is_some();
+    let result = usual.until("beat", "it is written that it was sent", 60, sent).await;
+    well(&result, true);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("is later").as_secs_f64();
+    let at = value(&result, "celery_beat_entry_last_run_timestamp_seconds", "beat test").expect("was asked for");
+    assert!((now - at).abs() < 120.0, "its time is in UTC: {at} at {now}");
+    assert_eq!(value(&result, "celery_beat_schedule_stale", ""), Some(0.0));
+    failed(&watched_for("task: no.such").run("beat").await, Reason::Missing, "expected an enabled periodic task no.such");
+    // An entry that beat does not send, beside one that it does.
+    mariadb.ask(
+        "USE site; CREATE TEMPORARY TABLE t SELECT * FROM django_celery_beat_periodictask WHERE name = 'beat test'; \
+         UPDATE t SET id = id + 100, name = 'left out', task = 'site.never', last_run_at = utc_timestamp() - INTERVAL 1 DAY; \
+         INSERT INTO django_celery_beat_periodictask SELECT * FROM t",
+    );
+    let result = usual.run("beat").await;
+    failed(&result, Reason::Overdue, "beat sends, but 1 of 2 entries were not sent in time: left out (site.never)");
+    mariadb.ask("UPDATE site.django_celery_beat_periodictask SET enabled = false WHERE name = 'left out'");
+    well(&usual.run("beat").await, true);
+
+    beat.process.signal("STOP");
+    let hasty = watched_for("max_age: 2s");
+    let result = hasty.until_failed("beat", "beat hangs", 60, Reason::Stalled, "beat hangs, does not run").await;
+    assert_eq!(value(&result, "celery_beat_schedule_stale", ""), Some(1.0));
+    beat.process.signal("CONT");
+    hasty.until("beat", "beat goes on", 60, ProbeResult::is_success).await;
 }

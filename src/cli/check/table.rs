@@ -60,7 +60,14 @@ pub(super) fn write(report: &Report) -> String {
         (failed, _) => format!("Wrong now: {failed} of {of} {plural}{unknown}.\n"),
     };
     // What is wrong comes last: it stands next to the prompt.
-    told(State::Failed).for_each(|told| text += &fold(&told, 2));
+    for row in report.targets.iter().filter(|row| row.state == State::Failed && row.see.is_none()) {
+        row.told().iter().for_each(|told| text += &fold(told, 2));
+        let behind: Vec<&str> =
+            report.targets.iter().filter(|other| other.see.as_ref() == Some(&row.name)).map(|other| other.name.as_str()).collect();
+        if !behind.is_empty() {
+            text += &fold(&format!("{}: see {}", behind.join(", "), row.name), 2);
+        }
+    }
     text
 }
 

@@ -1,6 +1,7 @@
 //! The task that moves a connection: it takes questions, writes them, and hands out what comes.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::Poll;
@@ -34,7 +35,10 @@ pub const RPC_LIMIT: Duration = Duration::from_secs(60);
 
 /// After messages that nobody waits for in haste ([`super::Consumer::several`]), the next are read together, as much
 /// later: being woken for each costs far more than taking it.
-pub const REST: Duration = Duration::from_millis(50);
+pub const REST: Duration = Duration::from_millis(500);
+
+/// How long who consumes may take to catch up, before more is read.
+const CATCH_UP: Duration = Duration::from_millis(1);
 
 /// How long a goodbye may take.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -101,7 +105,7 @@ pub(super) struct Haste {
 }
 
 /// One of them, until dropped.
-pub(super) struct Hasty<'a>(&'a Haste);
+pub struct Hasty<'a>(&'a Haste);
 
 impl Haste {
     /// Begins to wait: the driver rests no longer.
@@ -125,6 +129,8 @@ enum Turn {
     Read,
     /// Has more already; first those who consume may take what they were given.
     Yield,
+    /// Has more already, and who consumes is behind.
+    Wait,
     /// Lets messages gather.
     Rest,
 }
@@ -237,20 +243,32 @@ impl Driver {
     /// Moves the connection until it ends, everybody has let go of it, or Proctor stops.
     pub(super) async fn drive(mut self, stop: CancellationToken) {
         let mut tick = tokio::time::interval(self.beat / 2);
-        let mut rest = std::pin::pin!(tokio::time::sleep(REST));
         let error = loop {
             let turn = match self.turn() {
                 Ok(turn) => turn,
                 Err(error) => break error,
             };
             if turn == Turn::Rest {
-                rest.as_mut().reset(Instant::now() + REST);
+                let stream = self.reading.stream.unsplit(self.writer);
+                match rest(stream, &mut self.orders, &self.haste, &stop).await {
+                    Ok((stream, order)) => {
+                        (self.reading.stream, self.writer) = tokio::io::split(stream);
+                        if let Err(error) = order.map_or(Ok(()), |order| self.carry(order)) {
+                            break error;
+                        }
+                        continue;
+                    }
+                    Err(error) => {
+                        // Nobody waits for an answer while it rests, and without its socket there is no goodbye.
+                        self.state.send_modify(|state| state.ended = Some(NetError::Io(error).into()));
+                        return;
+                    }
+                }
             }
             let step = tokio::select! {
                 filled = self.reading.fill(STANDING), if turn == Turn::Read => filled,
                 () = tokio::task::yield_now(), if turn == Turn::Yield => Ok(()),
-                () = &mut rest, if turn == Turn::Rest => Ok(()),
-                () = self.haste.begun.notified(), if turn == Turn::Rest => Ok(()),
+                () = tokio::time::sleep(CATCH_UP), if turn == Turn::Wait => Ok(()),
                 written = self.writer.write_buf(&mut self.outgoing), if !self.outgoing.is_empty() => {
                     written.map(drop).map_err(|error| NetError::Io(error).into())
                 }
@@ -284,15 +302,21 @@ impl Driver {
         while let Some(frame) = self.reading.take()? {
             self.accept(frame)?;
         }
-        let hurried = !self.pending.is_empty() || self.haste.waiting.load(Ordering::SeqCst) > 0;
+        let hurried = !self.pending.is_empty() || !self.outgoing.is_empty() || self.haste.waiting.load(Ordering::SeqCst) > 0;
         if !std::mem::take(&mut self.delivered) || hurried {
             return Ok(Turn::Read);
         }
         // Only once the socket is empty: what is sent faster is read as fast as before.
         Ok(match self.reading.fill(STANDING).now_or_never() {
             None => Turn::Rest,
-            Some(filled) => filled.map(|()| Turn::Yield)?,
+            Some(filled) => filled.map(|()| if self.is_behind() { Turn::Wait } else { Turn::Yield })?,
         })
+    }
+
+    /// Says whether a consumer has half of what it may hold: what gathered may be more than that.
+    fn is_behind(&self) -> bool {
+        let mut sinks = self.channels.values().flat_map(|lane| lane.consumers.values());
+        sinks.any(|sink| sink.messages.capacity() < MAX_MESSAGES / 2)
     }
 
     /// Says goodbye: a socket that is just closed is a warning in the broker's log.
@@ -340,7 +364,7 @@ impl Driver {
                     return Ok(());
                 };
                 let frame = Arguments::of((20, 10)).short("").frame(id);
-                (id, frame, Expects::Method(wire::CHANNEL_OPEN_OK), "channel.open".to_owned(), Reply::Opened(reply))
+                (id, frame, Expects::Method(wire::CHANNEL_OPEN_OK), "a channel".to_owned(), Reply::Opened(reply))
             }
             Command::Ask(Question { channel, frame, expects, what, consumer, reply }) => {
                 let Some(lane) = self.channels.get_mut(&channel).filter(|lane| !lane.closing && !lane.dead) else {
@@ -401,7 +425,10 @@ impl Driver {
                 let left = content.left.and_then(|left| left.checked_sub(bytes.len() as u64)).ok_or_else(|| unexpected("a body"))?;
                 content.left = Some(left);
                 if !content.too_large && content.tag.is_some() {
-                    content.message.body.extend_from_slice(&bytes);
+                    match &mut content.message.body {
+                        none if none.is_empty() => *none = bytes,
+                        body => body.extend_from_slice(&bytes),
+                    }
                 }
                 let whole = lane.complete();
                 self.delivered |= whole;
@@ -535,6 +562,25 @@ impl Lane {
         }
         true
     }
+}
+
+/// Lets messages gather, out of the poll: to be woken for each costs more than to take it. Ends early where somebody
+/// orders something, waits in haste, or Proctor stops. Returns the order.
+async fn rest(
+    stream: Stream,
+    orders: &mut mpsc::Receiver<Command>,
+    haste: &Haste,
+    stop: &CancellationToken,
+) -> io::Result<(Stream, Option<Command>)> {
+    let quiet = stream.quiet()?;
+    let order = tokio::select! {
+        () = tokio::time::sleep(REST) => None,
+        () = haste.begun.notified() => None,
+        // Where everybody has let go of it, the next turn ends it.
+        order = orders.recv() => order,
+        () = stop.cancelled() => None,
+    };
+    Ok((quiet.listen()?, order))
 }
 
 /// Waits until a caller has given up on its question; returns what it asked.

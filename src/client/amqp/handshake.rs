@@ -38,7 +38,7 @@ pub struct Handshake {
 
 /// Reads frames off a connection.
 pub(super) struct Reading {
-    stream: ReadHalf<Stream>,
+    pub(super) stream: ReadHalf<Stream>,
     incoming: BytesMut,
     /// When something last came.
     pub(super) heard: Instant,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use tokio::sync::{Mutex, mpsc, oneshot, watch};
 
-use super::driver::{Answer, Command, Expects, Haste, MAX_MESSAGES, Question, Sink, State, unexpected};
+use super::driver::{Answer, Command, Expects, Haste, Hasty, MAX_MESSAGES, Question, Sink, State, unexpected};
 use super::wire::{self, Arguments, Properties, Value};
 use super::{AmqpError, Handshake};
 
@@ -105,6 +105,11 @@ impl Link {
         self.0.ended()
     }
 
+    /// Has what comes read at once, until this is dropped, though nobody waits with [`Consumer::next`].
+    pub fn hurry(&self) -> Hasty<'_> {
+        self.0.haste.begin()
+    }
+
     /// Opens a channel.
     ///
     /// # Errors
@@ -172,8 +177,9 @@ impl Line {
 
     async fn declare(&self, channel: u16, queue: &str, bits: u8, arguments: &[(&str, Value)]) -> Result<Declared, AmqpError> {
         let table = arguments.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+        let what = if queue.is_empty() { "a queue of its own for Proctor".to_owned() } else { format!("to say how queue {queue:?} is") };
         let frame = Arguments::of((50, 10)).u16(0).short(queue).u8(bits).table(&table).frame(channel);
-        match self.ask(channel, frame, Expects::Method(wire::DECLARE_OK), format!("queue.declare {queue}"), None).await? {
+        match self.ask(channel, frame, Expects::Method(wire::DECLARE_OK), what, None).await? {
             Answer::Declared(declared) => Ok(declared),
             Answer::Done | Answer::Routed(_) => Err(unexpected("no queue.declare-ok")),
         }
@@ -202,7 +208,7 @@ impl Canary {
     pub async fn publisher(&self) -> Result<Publisher, AmqpError> {
         let channel = self.0.channel().await?;
         let select = Arguments::of((85, 10)).u8(0).frame(channel.open.id);
-        channel.ask(select, Expects::Method(wire::SELECT_OK), "confirm.select".to_owned(), None).await?;
+        channel.ask(select, Expects::Method(wire::SELECT_OK), "confirmations of what is published".to_owned(), None).await?;
         Ok(Publisher(channel))
     }
 }
@@ -227,7 +233,7 @@ impl Channel {
     /// [`AmqpError::Refused`]: 404 no such exchange, 403 needs write for the queue and read for the exchange.
     pub async fn bind(&self, queue: &str, exchange: &str, key: &str) -> Result<(), AmqpError> {
         let frame = Arguments::of((50, 20)).u16(0).short(queue).short(exchange).short(key).u8(0).table(&Vec::new()).frame(self.open.id);
-        self.ask(frame, Expects::Method(wire::BIND_OK), format!("queue.bind {exchange}"), None).await.map(drop)
+        self.ask(frame, Expects::Method(wire::BIND_OK), format!("what is sent to exchange {exchange:?}"), None).await.map(drop)
     }
 
     /// Consumes a queue of our own, or [`super::DIRECT_REPLY`], without acknowledgements.
@@ -241,7 +247,7 @@ impl Channel {
         let (sender, messages) = mpsc::channel(MAX_MESSAGES);
         let (queued, missed) = (Arc::<AtomicUsize>::default(), Arc::<AtomicU64>::default());
         let sink = Sink { messages: sender, queued: queued.clone(), missed: missed.clone() };
-        let what = format!("basic.consume {queue}");
+        let what = format!("the messages of queue {queue:?}");
         self.ask(frame, Expects::Method(wire::CONSUME_OK), what, Some((tag, sink))).await?;
         Ok(Consumer { messages, queued, missed, open: self.open.clone() })
     }
@@ -266,8 +272,10 @@ impl Publisher {
     /// [`AmqpError::Blocked`], at once also where the broker says so only then; [`AmqpError::Refused`]: 404 no such
     /// exchange, 403 needs write for the exchange (the default one is `amq.default`).
     pub async fn publish(&mut self, exchange: &str, key: &str, properties: &Properties, body: &[u8]) -> Result<Routed, AmqpError> {
+        let what =
+            if exchange.is_empty() { format!("a message for queue {key:?}") } else { format!("a message for exchange {exchange:?}") };
         let frames = wire::publish(self.open.id, exchange, key, properties, body);
-        match self.ask(frames, Expects::Confirm, format!("basic.publish to {exchange:?} {key:?}"), None).await? {
+        match self.ask(frames, Expects::Confirm, what, None).await? {
             Answer::Routed(routed) => Ok(routed),
             Answer::Done | Answer::Declared(_) => Err(unexpected("no confirmation")),
         }

@@ -73,7 +73,7 @@ use crate::model::duration::print_measured;
 use crate::model::{Reason, Secret};
 use crate::tasks::Tasks;
 
-pub use driver::{CHANNELS, MAX_BODY, MAX_MESSAGES, MAX_QUEUED, QUESTIONS, REST, RPC_LIMIT};
+pub use driver::{CHANNELS, Hasty, MAX_BODY, MAX_MESSAGES, MAX_QUEUED, QUESTIONS, REST, RPC_LIMIT};
 pub use handshake::Handshake;
 pub use link::{Canary, Channel, Consumer, Declared, Link, Message, Publisher, Routed};
 pub use wire::{FRAME_MAX, MAX_DEPTH, Properties, Table, Value};
@@ -133,9 +133,9 @@ pub enum AmqpError {
         during: &'static str,
     },
     /// The broker refused this request by closing its channel: 403, 404, 405 or 406.
-    #[error("{what}: {code} {text}")]
+    #[error("the broker refused {what}: {}", refusal(*code, text))]
     Refused {
-        /// What was asked.
+        /// What was asked for.
         what: String,
         /// Its reply code.
         code: u16,
@@ -146,7 +146,7 @@ pub enum AmqpError {
     #[error("the broker takes no messages: {0}")]
     Blocked(String),
     /// A question was not answered; the socket was dropped.
-    #[error("no answer to {0}: the connection hangs and was dropped")]
+    #[error("no answer about {0}: the connection hangs and was dropped")]
     Hung(String),
     /// Nothing came for two heartbeats.
     #[error("nothing came for two heartbeats: the connection is dead")]
@@ -168,6 +168,18 @@ pub enum AmqpError {
         /// How long ago.
         since: Duration,
     },
+}
+
+/// Says a reply code and the broker's own text.
+fn refusal(code: u16, text: &str) -> String {
+    let words = match code {
+        403 => "not permitted",
+        404 => "there is none",
+        405 => "it is another connection's own",
+        406 => "it is there, and is not like that",
+        _ => return format!("{code} {text}"),
+    };
+    format!("{words} ({code} {text})")
 }
 
 impl AmqpError {

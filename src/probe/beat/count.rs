@@ -9,7 +9,8 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::super::Recorder;
-use super::super::celery::mailbox::{Command, MAX_NODES, Mailbox, Nodes};
+use super::super::celery::node::Node;
+use super::super::celery::mailbox::{Command, Enough, MAX_NODES, Mailbox, Nodes};
 use crate::client::amqp::{AmqpError, Broker};
 use crate::model::Timestamp;
 use crate::tasks;
@@ -32,6 +33,14 @@ struct Known {
     grew: Option<Timestamp>,
     /// Since when every question was asked; nothing after one that could not be.
     looking: Option<Timestamp>,
+}
+
+/// What a node says.
+struct Answer {
+    pid: u64,
+    count: u64,
+    /// Whether it was started before we began to look.
+    before: bool,
 }
 
 /// What is known now.
@@ -61,10 +70,19 @@ impl Count {
         let looking = self.known().looking.take();
         let expected = self.known().answering.clone();
         // A late answer counts as well: counts only grow.
-        let done = |nodes: &Nodes| !expected.is_empty() && expected.iter().all(|node| nodes.contains_key(node));
+        let done = |nodes: &Nodes| match expected.is_empty() {
+            true if nodes.is_empty() => Enough::No,
+            true => Enough::Perhaps,
+            false => expected.iter().all(|node| nodes.contains_key(node)).into(),
+        };
         let nodes = self.mailbox.ask(rec, &[Command::Stats], None, done).await?;
-        let counts = nodes.into_iter().filter_map(|(name, node)| Some((name, node.count(&self.task)?)));
-        Ok(self.known().learn(counts.collect(), looking, tasks::now()))
+        let now = tasks::now();
+        let before = |node: &Node| node.uptime().is_some_and(|uptime| looking.is_some_and(|since| uptime >= now.since(since)));
+        let answer = |(name, node): (String, Node)| {
+            let (pid, count) = node.count(&self.task)?;
+            Some((name, Answer { pid, count, before: before(&node) }))
+        };
+        Ok(self.known().learn(nodes.into_iter().filter_map(answer).collect(), looking, now))
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
@@ -74,12 +92,14 @@ impl Count {
 
 impl Known {
     /// Takes the answers of one question. `looking` is since when every question before it was asked.
-    fn learn(&mut self, answers: BTreeMap<String, (u64, u64)>, looking: Option<Timestamp>, now: Timestamp) -> Ran {
+    fn learn(&mut self, answers: BTreeMap<String, Answer>, looking: Option<Timestamp>, now: Timestamp) -> Ran {
         let first = self.looking.is_none() && looking.is_none() && self.nodes.is_empty() && self.grew.is_none();
-        // A node that was not there before has run since then what it counts; one with a new process counts anew.
-        let grew = |(node, (pid, count)): (&String, &(u64, u64))| match self.nodes.get(node) {
-            Some((before, counted)) if before == pid => count > counted,
-            _ => *count > 0,
+        // A node that was not there before has run since then what it counts, unless it was late; one with a new process
+        // counts anew.
+        let grew = |(node, answer): (&String, &Answer)| match self.nodes.get(node) {
+            Some((pid, counted)) if *pid == answer.pid => answer.count > *counted,
+            Some(_) => answer.count > 0,
+            None => answer.count > 0 && !answer.before,
         };
         if !first && answers.iter().any(grew) {
             self.grew = Some(now);
@@ -88,7 +108,7 @@ impl Known {
         if self.nodes.len() + answers.len() > MAX_NODES {
             self.nodes.clear();
         }
-        self.nodes.extend(answers);
+        self.nodes.extend(answers.into_iter().map(|(node, Answer { pid, count, .. })| (node, (pid, count))));
         let since = looking.unwrap_or(now);
         self.looking = Some(since);
         Ran {
@@ -107,7 +127,9 @@ mod tests {
     fn a_count_that_grows_is_seen_over_restarts_and_blind_times() {
         let mut known = Known::default();
         let mut at = |seconds: i64, answers: &[(&str, u64, u64)], looking: Option<i64>| {
-            let answers = answers.iter().map(|(node, pid, count)| ((*node).to_owned(), (*pid, *count))).collect();
+            let before = |node: &str| node.starts_with("late");
+            let answer = |(node, pid, count): &(&str, u64, u64)| ((*node).to_owned(), Answer { pid: *pid, count: *count, before: before(node) });
+            let answers = answers.iter().map(answer).collect();
             let ran = known.learn(answers, looking.map(Timestamp::from_secs), Timestamp::from_secs(seconds));
             (ran.last.map(|(_, ago)| ago.as_secs()), ran.still.as_secs())
         };
@@ -119,11 +141,13 @@ mod tests {
         assert_eq!(at(150, &[("fast@a", 9, 1)], Some(100)), (Some(0), 0));
         assert_eq!(at(160, &[("fast@a", 12, 1)], Some(100)), (Some(0), 0), "a new process has run what it counts");
         assert_eq!(at(170, &[("fast@b", 1, 3)], Some(100)), (Some(0), 0), "so has a new node");
-        assert_eq!(at(999, &[("fast@b", 1, 3)], None), (Some(829), 0), "nobody could look: the time begins anew");
-        assert_eq!(at(1009, &[("fast@b", 1, 3)], Some(999)), (Some(839), 10));
+        assert_eq!(at(180, &[("fast@b", 1, 3), ("late@b", 2, 50)], Some(100)), (Some(10), 10), "one that was late has run it before");
+        assert_eq!(at(190, &[("fast@b", 1, 3), ("late@b", 2, 51)], Some(100)), (Some(0), 0));
+        assert_eq!(at(999, &[("fast@b", 1, 3)], None), (Some(809), 0), "nobody could look: the time begins anew");
+        assert_eq!(at(1009, &[("fast@b", 1, 3)], Some(999)), (Some(819), 10));
         // Names that change with every container are not kept without end.
         for round in 0..3000 {
-            known.learn(BTreeMap::from([(format!("fast@{round}"), (1, 0))]), Some(Timestamp(0)), Timestamp(0));
+            known.learn(BTreeMap::from([(format!("fast@{round}"), Answer { pid: 1, count: 0, before: false })]), Some(Timestamp(0)), Timestamp(0));
         }
         assert!(known.nodes.len() <= MAX_NODES);
     }

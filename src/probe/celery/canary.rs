@@ -26,6 +26,8 @@ use crate::tasks::{self, Tasks};
 pub(super) const TASK: &str = "celery.accumulate";
 /// How long a run waits for the answer: 3 to 11 ms are usual.
 const AT_ONCE: Duration = Duration::from_millis(250);
+/// How long it waits where no answer has ever come: until one has, nothing is known.
+const AT_FIRST: Duration = Duration::from_secs(2);
 /// When the counts are asked for, after a task that gives no answer was sent.
 const COUNTED: [Duration; 3] = [Duration::from_millis(30), Duration::from_millis(100), Duration::from_millis(300)];
 /// One that was not seen to go is given up after as many times `every`: a queue that is never empty hides it.
@@ -179,7 +181,10 @@ impl Canaries {
             }
             return Err(error);
         }
+        let link = open.link.clone();
         drop(standing);
+        // Its time is what is measured.
+        let _hasty = link.hurry();
         self.wait(rec, mailbox, here, &id).await
     }
 
@@ -240,12 +245,14 @@ impl Canaries {
                 }
             };
             // Late, it is taken all the same when it comes.
-            drop(tokio::time::timeout(AT_ONCE, answered).await);
+            let first = self.lines.lock().get(here.queue).is_none_or(|line| line.seen.answered == 0);
+            let patience = rec.at_most(if first && here.idle { AT_FIRST } else { AT_ONCE });
+            drop(tokio::time::timeout(patience, answered).await);
             return Ok(());
         }
         for pause in COUNTED {
             tokio::time::sleep(pause).await;
-            let said = mailbox.ask(rec, &[Command::Stats], None, |nodes| here.nodes.iter().all(|name| nodes.contains_key(name))).await?;
+            let said = mailbox.ask(rec, &[Command::Stats], None, |nodes| here.nodes.iter().all(|name| nodes.contains_key(name)).into()).await?;
             self.lines.with(here.queue, |line| line.counted(&said));
             if !is_out() {
                 break;

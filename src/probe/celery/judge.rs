@@ -43,6 +43,8 @@ pub(super) struct Facts {
     /// The longest time that a task may run.
     pub(super) max_task_age: Duration,
     pub(super) canary: Canary,
+    /// Whether it was seen before that what is sent to it is run, or nothing was sent.
+    pub(super) proven: bool,
 }
 
 /// A queue as the broker has it.
@@ -100,6 +102,25 @@ impl Facts {
             Some((reason, what)) => Verdict::Wrong(Failure::new(reason, format!("queue {:?}: {what}", self.queue))),
             None if self.busy() && self.waits() => Verdict::Backlog,
             None => Verdict::Well,
+        }
+    }
+
+    /// Says what a first look cannot tell of a queue that seems well: a pool that has just begun from one that hangs.
+    pub(super) fn unproven(&self) -> Option<String> {
+        if self.proven || self.busy() || self.nodes.is_empty() {
+            return None;
+        }
+        let Self { queue, active, slots, reserved, .. } = self;
+        let idle = format!("though only {active} of {slots} slots of {} are busy", self.nodes.join(", "));
+        match self.canary {
+            Canary::Out { age, .. } => {
+                let age = print_measured(age);
+                Some(format!("yet whether tasks of queue {queue:?} are run: Proctor's was sent {age} ago and has not come back, {idle}"))
+            }
+            Canary::Off if *reserved > 0 => {
+                Some(format!("yet whether tasks of queue {queue:?} are run: {reserved} that were taken wait, {idle}"))
+            }
+            _ => None,
         }
     }
 
@@ -256,6 +277,23 @@ mod tests {
                 }
                 (verdict, _) => panic!("{what}: {verdict:?}"),
             }
+        }
+    }
+
+    #[test]
+    fn a_first_look_says_what_it_cannot_know() {
+        let waits = || Facts { canary: Canary::Off, reserved: 3, ..healthy() };
+        for (facts, words) in [
+            (Facts { canary: out(2, true), ..healthy() }, Some("Proctor's was sent 2.0s ago and has not come back, though only 0 of 2 slots of email@a")),
+            (waits(), Some("3 that were taken wait")),
+            (Facts { proven: true, ..waits() }, None),
+            (Facts { active: 2, ..waits() }, None),
+            (Facts { nodes: Vec::new(), ..waits() }, None),
+            (healthy(), None),
+            (Facts { canary: Canary::Off, ..healthy() }, None),
+        ] {
+            let said = facts.unproven();
+            assert!(words.map_or(said.is_none(), |words| said.as_ref().is_some_and(|said| said.contains(words))), "{said:?} {words:?}");
         }
     }
 

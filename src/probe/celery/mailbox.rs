@@ -20,6 +20,8 @@ use crate::model::Reason;
 
 /// How long nodes may take whose answers are missing: 2 to 4 ms are usual.
 const ANSWERS: Duration = Duration::from_secs(1);
+/// Where nobody knows who else could answer, no answer for as long is the end: they come together.
+const SETTLED: Duration = Duration::from_millis(200);
 /// A question or an answer that nobody took is dropped by the broker after as many milliseconds.
 const EXPIRY: u32 = 5000;
 /// The most nodes that are taken from the answers to one question.
@@ -44,6 +46,12 @@ pub(in super::super) enum Command {
     Conf,
 }
 
+impl From<bool> for Enough {
+    fn from(all: bool) -> Self {
+        if all { Self::Yes } else { Self::No }
+    }
+}
+
 impl Command {
     const ALL: [Self; 7] = [Self::Ping, Self::Stats, Self::Active, Self::Reserved, Self::Scheduled, Self::ActiveQueues, Self::Conf];
 
@@ -62,6 +70,17 @@ impl Command {
 
 /// What the nodes answered, by their names.
 pub(in super::super) type Nodes = BTreeMap<String, Node>;
+
+/// Whether further answers are awaited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) enum Enough {
+    /// Somebody who is known has not answered.
+    No,
+    /// Nobody knows who else could.
+    Perhaps,
+    /// All have answered.
+    Yes,
+}
 
 /// Asks the nodes of one broker.
 pub(in super::super) struct Mailbox {
@@ -99,7 +118,7 @@ impl Mailbox {
         rec: &mut Recorder,
         commands: &[Command],
         node: Option<&str>,
-        done: impl Fn(&Nodes) -> bool + Send,
+        done: impl Fn(&Nodes) -> Enough + Send,
     ) -> Result<Nodes, AmqpError> {
         let mut standing = self.standing.lock().await;
         let outcome = self.collect(rec, &mut standing, commands, node, done).await;
@@ -119,7 +138,7 @@ impl Mailbox {
         standing: &mut Option<Standing>,
         commands: &[Command],
         node: Option<&str>,
-        done: impl Fn(&Nodes) -> bool + Send,
+        done: impl Fn(&Nodes) -> Enough + Send,
     ) -> Result<Nodes, AmqpError> {
         if standing.as_ref().is_some_and(|standing| standing.publisher.ended().or(standing.link.ended()).is_some()) {
             *standing = None;
@@ -151,9 +170,14 @@ impl Mailbox {
             }
         }
         rec.waiting(Reason::AnswerTimeout, format!("{endpoint}: waiting for the answers of the workers"));
-        let deadline = Instant::now() + ANSWERS;
-        while !done(&nodes) {
-            let Ok(answer) = tokio::time::timeout_at(deadline, answers.next()).await else { break };
+        let deadline = Instant::now() + rec.at_most(ANSWERS);
+        loop {
+            let until = match done(&nodes) {
+                Enough::Yes => break,
+                Enough::Perhaps => deadline.min(Instant::now() + SETTLED),
+                Enough::No => deadline,
+            };
+            let Ok(answer) = tokio::time::timeout_at(until, answers.next()).await else { break };
             take(&mut nodes, &answer?);
         }
         Ok(nodes)

@@ -10,7 +10,7 @@ mod events;
 mod judge;
 pub(super) mod mailbox;
 mod memory;
-mod node;
+pub(super) mod node;
 mod nodes;
 mod queue;
 mod site;

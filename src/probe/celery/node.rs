@@ -36,6 +36,9 @@ pub(super) struct Stats {
     pub(super) total: BTreeMap<String, u64>,
     #[serde(default)]
     pub(super) pool: Pool,
+    /// Seconds since its start; not of old ones.
+    #[serde(default)]
+    uptime: Option<f64>,
     /// With `--autoscale`: the pool then says its smallest size, however large it is.
     #[serde(default)]
     autoscaler: Option<Autoscaler>,
@@ -178,6 +181,11 @@ impl Node {
     pub(in super::super) fn count(&self, task: &str) -> Option<(u64, u64)> {
         let stats = self.stats.as_ref()?;
         Some((stats.pid, stats.total.get(task).copied().unwrap_or(0)))
+    }
+
+    /// Returns for how long it has run.
+    pub(in super::super) fn uptime(&self) -> Option<Duration> {
+        self.stats.as_ref().and_then(|stats| Duration::try_from_secs_f64(stats.uptime?).ok())
     }
 
     /// Says whether it has answered all of these.

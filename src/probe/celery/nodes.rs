@@ -87,7 +87,7 @@ impl NodesTarget {
     /// Records what was heard; what a node answers counts more than whether it is heard. Returns what cannot be heard.
     fn hear(&self, rec: &mut Recorder) -> Vec<(String, String)> {
         let memory = self.site.memory();
-        let heard = self.events.as_ref().map_or(Ok(()), |events| events.record(rec, |name| memory.nodes.contains_key(name)));
+        let heard = self.events.as_ref().map_or(Ok(()), |events| events.record(rec, self.site.is_asked(), |name| memory.nodes.contains_key(name)));
         let unheard = |error| (format!("heartbeats and events of the workers: {error}"), REMEDY.to_owned());
         heard.err().map(unheard).into_iter().collect()
     }

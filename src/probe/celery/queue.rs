@@ -1,6 +1,7 @@
 //! The target of one queue: whether what is sent to it is run.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -33,6 +34,8 @@ static MISSING_SLOTS: Family =
 pub(super) struct QueueTarget {
     site: Arc<Site>,
     queue: String,
+    /// Whether there was a look before.
+    looked: AtomicBool,
 }
 
 impl Probe for QueueTarget {
@@ -47,7 +50,7 @@ impl Probe for QueueTarget {
 
 impl QueueTarget {
     pub(super) fn new(site: Arc<Site>, queue: &str) -> Self {
-        Self { site, queue: queue.to_owned() }
+        Self { site, queue: queue.to_owned(), looked: AtomicBool::new(false) }
     }
 
     async fn ask(&self, rec: &mut Recorder) -> Result<(), Failure> {
@@ -60,10 +63,14 @@ impl QueueTarget {
         } else if facts.declared.is_none() {
             unseen.push((format!("queue {:?}: its user may not see it", self.queue), "see docs/probes/celery.md, \"The user it needs\"".to_owned()));
         }
+        facts.proven = self.looked.swap(true, Ordering::Relaxed);
         self.canary(rec, &look, &mut facts, &mut unseen).await?;
-        rec.sight(sight(unseen, look.asked.is_err() && facts.declared.is_none()));
         self.record(rec, &facts);
         let verdict = facts.judge();
+        if let Some(missing) = facts.unproven().filter(|_| verdict == Verdict::Well) {
+            unseen.push((missing, "ask again in a minute: if it is still so, the processes of its pool hang; restart its worker".to_owned()));
+        }
+        rec.sight(sight(unseen, look.asked.is_err() && facts.declared.is_none()));
         let labels = [("queue", self.queue.as_str()), self.site.via()];
         rec.set_with(&QUEUE_UP, &labels, f64::from(u8::from(!matches!(verdict, Verdict::Wrong(_)))));
         rec.set_with(&BACKLOG, &labels[..1], f64::from(u8::from(verdict == Verdict::Backlog)));
@@ -103,6 +110,9 @@ impl QueueTarget {
         }
         let (canary, seen) = canaries.look(&here);
         facts.canary = if seen.unknown || facts.nodes.is_empty() { Canary::Off } else { canary };
+        if facts.canary != Canary::Off {
+            facts.proven = seen.answered > 0;
+        }
         self.record_canary(rec, canary, seen, unseen);
         Ok(())
     }
@@ -159,6 +169,7 @@ impl QueueTarget {
             still: memory.still(&nodes, tasks::now()),
             max_task_age,
             canary: Canary::Off,
+            proven: false,
             nodes,
         }
     }

@@ -1,6 +1,7 @@
 //! What all targets of one probe share: one look at the broker and the nodes serves them all.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as Now, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 use super::super::{Recorder, failure_of_broker};
 use super::canary::Canaries;
 use super::judge::Declared;
-use super::mailbox::{Command, Mailbox, Nodes};
+use super::mailbox::{Command, Enough, Mailbox, Nodes};
 use super::memory::Memory;
 use super::{CeleryConfig, ExpectConfig};
 use crate::client::amqp::{Broker, Link};
@@ -42,6 +43,8 @@ pub(super) struct Site {
     memory: Now<Memory>,
     store: Now<Option<Store>>,
     last: Mutex<Option<(Instant, Arc<Look>)>>,
+    /// Whether the nodes could be asked when somebody last looked.
+    asked: AtomicBool,
 }
 
 /// What one look has found.
@@ -64,6 +67,7 @@ impl Site {
             memory: Now::default(),
             store: Now::default(),
             last: Mutex::default(),
+            asked: AtomicBool::new(false),
         }
     }
 
@@ -80,6 +84,11 @@ impl Site {
 
     pub(super) fn expect(&self, queue: &str) -> Option<&ExpectConfig> {
         self.config.expect.0.iter().find(|(name, _)| name.value == queue).map(|(_, expect)| expect)
+    }
+
+    /// Says whether the nodes could be asked when somebody last looked.
+    pub(super) fn is_asked(&self) -> bool {
+        self.asked.load(Ordering::Relaxed)
     }
 
     /// Returns the probe that this one asks over, as a label: rules then know their root.
@@ -114,14 +123,18 @@ impl Site {
                 Some(Declared::Missing) | None => true,
             };
             let known = !nodes.is_empty() && before.iter().all(|name| nodes.contains_key(name));
-            // Where no queue is known, only those that answered before tell that all have.
-            known && nodes.values().all(whole) && queues.iter().all(consumed) && !(before.is_empty() && queues.is_empty())
+            match known && nodes.values().all(whole) && queues.iter().all(consumed) {
+                // Where no queue is known, only those that answered before tell that all have.
+                true if before.is_empty() && queues.is_empty() => Enough::Perhaps,
+                all => all.into(),
+            }
         };
         let (nodes, asked) = match self.mailbox.ask(rec, &COMMANDS, None, done).await {
             Ok(nodes) => (nodes, Ok(())),
             Err(error) if error.code() == Some(403) => (Nodes::new(), Err(error.to_string())),
             Err(error) => return Err(failed(error)),
         };
+        self.asked.store(asked.is_ok(), Ordering::Relaxed);
         let look = Arc::new(Look { nodes, asked, queues, version: link.handshake().version.clone() });
         if look.asked.is_ok() {
             self.learn(rec, &link, &look).await.map_err(failed)?;
@@ -216,7 +229,7 @@ impl Site {
         if new.is_empty() {
             return Ok(());
         }
-        let all = |nodes: &Nodes| new.iter().all(|name| nodes.get(name).is_some_and(|node| node.has_answered(&[Command::Conf])));
+        let all = |nodes: &Nodes| new.iter().all(|name| nodes.get(name).is_some_and(|node| node.has_answered(&[Command::Conf]))).into();
         let said = self.mailbox.ask(rec, &[Command::Conf], None, all).await?;
         let mut memory = self.memory();
         for name in &new {

@@ -219,7 +219,7 @@ impl Served {
             rustls::Error::InvalidCertificate(Wrong::BadSignature) => {
                 format!("the certificate is not signed by the {issuer:?} that this host trusts, but by another of the same name")
             }
-            rustls::Error::InvalidCertificate(why) => format!("the certificate is not valid: {why}"),
+            rustls::Error::InvalidCertificate(why) => format!("the certificate is not valid: {}", net::in_words(why)),
             rustls::Error::General(why) => why.clone(),
             error => error.to_string(),
         }

@@ -74,12 +74,21 @@ notify:
 
     /// Takes the rules that Proctor brings with it, with a `for` of 1 s where it is longer.
     pub(crate) fn built_in_rules(self) -> Self {
+        self.rules_with(|line| if line.trim_start().starts_with("for: ") { "        for: 1s" } else { line })
+    }
+
+    /// Takes the rules that Proctor brings with it.
+    pub(crate) fn rules_as_they_are(self) -> Self {
+        self.rules_with(|line| line)
+    }
+
+    fn rules_with(self, change: fn(&str) -> &str) -> Self {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("alerts");
         for file in std::fs::read_dir(folder).expect("they are there").flatten().filter(|file| file.path().is_file()) {
             let text = std::fs::read_to_string(file.path()).expect("it can be read");
-            let lines = text.lines().map(|line| if line.trim_start().starts_with("for: ") { "        for: 1s" } else { line });
             let name = format!("rules-{}", file.file_name().to_string_lossy());
-            std::fs::write(self.folder.path().join(name), lines.collect::<Vec<_>>().join("\n")).expect("it can be written");
+            let lines: Vec<&str> = text.lines().map(change).collect();
+            std::fs::write(self.folder.path().join(name), lines.join("\n")).expect("it can be written");
         }
         self
     }

@@ -67,20 +67,20 @@ impl Celery {
         Self::start(broker, "dumb", &arguments)
     }
 
-    /// Starts beat of the site `scheduled`, whose schedule is in the PostgreSQL at this port, in tables that Django makes.
-    pub(crate) fn scheduled(port: u16) -> Option<Self> {
+    /// Starts beat of the site `scheduled`, whose schedule is in this database, such as `postgresql:PORT`, in tables that
+    /// Django makes.
+    pub(crate) fn scheduled(database: &str) -> Option<Self> {
         let bin = venv()?.join("bin");
-        let port = port.to_string();
         let mut migrate = Command::new(bin.join("django-admin"));
         migrate.args(["migrate", "--settings", "scheduled", "--pythonpath", SITE]);
-        let output = migrate.env("SITE_DATABASE", &port).env("PYTHONDONTWRITEBYTECODE", "1").output().expect("Django is beside celery");
+        let output = migrate.env("SITE_DATABASE", database).env("PYTHONDONTWRITEBYTECODE", "1").output().expect("Django is beside celery");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         let log = tempfile::Builder::new().suffix(".log").tempfile().expect("a file can be made").into_temp_path().keep().expect("is kept");
         let mut command = Command::new(bin.join("celery"));
         command
             .args(["--workdir", SITE, "--app", "scheduled", "beat", "--pidfile=", "--loglevel", "info"])
             .args(["--scheduler", "django_celery_beat.schedulers:DatabaseScheduler"])
-            .env("SITE_DATABASE", &port)
+            .env("SITE_DATABASE", database)
             .env("PYTHONDONTWRITEBYTECODE", "1");
         Some(Self { process: Process::start(&mut command, &log), log })
     }

@@ -3,7 +3,7 @@
     django-admin migrate --settings scheduled --pythonpath HERE
     celery --workdir HERE --app scheduled beat --scheduler django_celery_beat.schedulers:DatabaseScheduler
 
-SITE_DATABASE  the port of its PostgreSQL on 127.0.0.1
+SITE_DATABASE  postgresql:PORT or mysql:PORT of its database on 127.0.0.1
 """
 
 import os
@@ -14,15 +14,15 @@ SECRET_KEY = "of a test"
 INSTALLED_APPS = ["django.contrib.contenttypes", "django_celery_beat"]
 USE_TZ = True
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
-DATABASES = {
-    "default": {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": "postgres",
-        "USER": "postgres",
-        "HOST": "127.0.0.1",
-        "PORT": os.environ["SITE_DATABASE"],
-    }
-}
+engine, _, port = os.environ["SITE_DATABASE"].partition(":")
+if engine == "mysql":
+    import pymysql
+
+    pymysql.install_as_MySQLdb()
+    database = {"NAME": "site", "USER": "site", "PASSWORD": "site"}
+else:
+    database = {"NAME": "postgres", "USER": "postgres"}
+DATABASES = {"default": {"ENGINE": f"django.db.backends.{engine}", "HOST": "127.0.0.1", "PORT": port, **database}}
 
 from celery import Celery  # noqa: E402
 

@@ -28,9 +28,8 @@ pub(super) struct Flying {
 }
 
 impl Flying {
-    /// Returns the task of this uuid to be changed; a new one where none is known.
-    pub(super) fn entry(&mut self, uuid: &str, new: Task) -> &mut Task {
-        let key = self.key(uuid);
+    /// Returns the task of this key to be changed; a new one where none is known.
+    pub(super) fn entry(&mut self, key: u128, new: Task) -> &mut Task {
         let known = self.old.remove(&key).unwrap_or(new);
         if self.young.len() >= GENERATION && !self.young.contains_key(&key) {
             self.old = std::mem::replace(&mut self.young, HashMap::with_capacity(GENERATION));
@@ -39,16 +38,14 @@ impl Flying {
     }
 
     /// Returns what is known of a task.
-    pub(super) fn get(&self, uuid: &str) -> Option<Task> {
-        let key = self.key(uuid);
+    pub(super) fn get(&self, key: u128) -> Option<Task> {
         self.young.get(&key).or_else(|| self.old.get(&key)).copied()
     }
 
-    /// Lets go of a task that ended.
-    pub(super) fn remove(&mut self, uuid: &str) {
-        let key = self.key(uuid);
-        self.young.remove(&key);
-        self.old.remove(&key);
+    /// Lets go of a task that ended, and returns what is known of it.
+    pub(super) fn remove(&mut self, key: u128) -> Option<Task> {
+        let old = self.old.remove(&key);
+        self.young.remove(&key).or(old)
     }
 
     /// Returns every task.
@@ -57,14 +54,18 @@ impl Flying {
     }
 
     /// Returns the uuid's own 128 bits; where an app has ids of its own, a number that stands for it.
-    fn key(&self, uuid: &str) -> u128 {
+    pub(super) fn key(&self, uuid: &str) -> u128 {
         let mut bits = 0;
         let mut digits = 0;
-        for byte in uuid.bytes().filter(|byte| *byte != b'-') {
-            match char::from(byte).to_digit(16) {
-                Some(digit) if digits < 32 => bits = bits << 4 | u128::from(digit),
+        for byte in uuid.bytes() {
+            let digit = match byte {
+                b'0'..=b'9' => byte - b'0',
+                b'a'..=b'f' => byte - b'a' + 10,
+                b'A'..=b'F' => byte - b'A' + 10,
+                b'-' => continue,
                 _ => return self.hasher.hash_one(uuid).into(),
-            }
+            };
+            bits = bits << 4 | u128::from(digit);
             digits += 1;
         }
         if digits == 32 { bits } else { self.hasher.hash_one(uuid).into() }
@@ -82,30 +83,30 @@ mod tests {
     #[test]
     fn what_was_asked_for_lately_is_kept_and_the_rest_is_bounded() {
         let mut flying = Flying::default();
-        flying.entry("kept", task(1));
+        let kept = flying.key("kept");
+        flying.entry(kept, task(1));
         for n in 0..10 * GENERATION as u128 {
-            flying.entry(&format!("{n:032x}"), task(2));
+            flying.entry(n, task(2));
             if n % 1000 == 0 {
-                assert_eq!(*flying.entry("kept", task(9)), task(1), "{n}");
+                assert_eq!(*flying.entry(kept, task(9)), task(1), "{n}");
             }
         }
         assert!(flying.all().count() <= 2 * GENERATION);
         assert!(flying.young.capacity() + flying.old.capacity() <= 4 * GENERATION, "{}", flying.young.capacity());
-        assert_eq!(flying.get(&format!("{:032x}", 1)), None, "it is long ago");
-        let last = format!("{:032x}", 10 * GENERATION - 1);
-        assert_eq!(flying.get(&last), Some(task(2)));
-        flying.remove(&last);
-        assert_eq!(flying.get(&last), None);
+        assert_eq!(flying.get(1), None, "it is long ago");
+        let last = flying.key(&format!("{:032x}", 10 * GENERATION - 1));
+        assert_eq!(flying.get(last), Some(task(2)));
+        assert_eq!((flying.remove(last), flying.get(last)), (Some(task(2)), None));
     }
 
     #[test]
     fn a_uuid_is_its_bits_and_any_other_id_its_own() {
         let mut flying = Flying::default();
         for (name, id) in ["4bf92f35-77b3-4da6-a3ce-929d0e0e4736", "4bf92f35-77b3-4da6-a3ce-929d0e0e473", "beat", "", "é"].iter().enumerate() {
-            flying.entry(id, task(u16::try_from(name).expect("is small")));
+            flying.entry(flying.key(id), task(u16::try_from(name).expect("is small")));
         }
         assert_eq!(flying.all().count(), 5);
-        assert_eq!(flying.get("4BF92F3577B34DA6A3CE929D0E0E4736"), Some(task(0)));
-        assert_eq!(flying.get("é"), Some(task(4)));
+        assert_eq!(flying.get(flying.key("4BF92F3577B34DA6A3CE929D0E0E4736")), Some(task(0)));
+        assert_eq!(flying.get(flying.key("é")), Some(task(4)));
     }
 }

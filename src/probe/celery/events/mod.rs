@@ -111,11 +111,11 @@ impl Events {
         }
     }
 
-    /// Records what was heard. `judged` are the nodes that the run asks and records itself.
+    /// Records what was heard. `judged` are the nodes that the run asks and records itself; `asked` says whether it can.
     ///
     /// # Errors
     /// Why nothing is heard, where the user may not listen.
-    pub(super) fn record(&self, rec: &mut Recorder, judged: impl Fn(&str) -> bool) -> Result<(), AmqpError> {
+    pub(super) fn record(&self, rec: &mut Recorder, asked: bool, judged: impl Fn(&str) -> bool) -> Result<(), AmqpError> {
         self.begun.call_once(|| {
             let name = format!("celery events of {}", self.broker.settings().endpoint);
             self.tasks.spawn_until_stopped(name, listen(self.broker.clone(), self.heard.clone()));
@@ -127,7 +127,7 @@ impl Events {
         };
         let mut tally = lock(&self.heard.tally);
         tally.forget(now);
-        tally.record(rec, now, judged);
+        tally.record(rec, now, asked, judged);
         rec.set(&LISTENING, f64::from(u8::from(tally.listening.is_some())));
         rec.set(&EVENTS, tally.events as f64);
         rec.set(&MALFORMED, tally.malformed as f64);

@@ -140,7 +140,7 @@ impl Tally {
 
     /// Takes one event; says whether a worker came or went.
     fn event(&mut self, event: &Event<'_>, now: Timestamp) -> bool {
-        let uuid = event.uuid.as_deref().unwrap_or_default();
+        let uuid = || event.uuid.as_deref().unwrap_or_default();
         let hostname = cut(&event.hostname);
         let at = match &*event.kind {
             "worker-online" | "worker-heartbeat" | "worker-offline" => return self.beat(event, hostname, now),
@@ -148,7 +148,7 @@ impl Tally {
                 let (name, queue) = (self.text(event.name.as_deref().unwrap_or(UNKNOWN)), self.text(event.queue.as_deref().unwrap_or(QUEUE)));
                 // One that is to run later waits because it is told to.
                 let sent = event.timestamp.filter(|_| event.eta.is_none());
-                *self.flying.entry(uuid, Task { name, queue: None, sent: None }) = Task { name, queue: Some(queue), sent };
+                *self.flying.entry(self.flying.key(uuid()), Task { name, queue: None, sent: None }) = Task { name, queue: Some(queue), sent };
                 let sender = sender(hostname);
                 let at = self.place(&sender, (name, queue), 1, |numbers| numbers.sent > 0);
                 numbers(&mut self.workers, at, now).sent += 1;
@@ -157,7 +157,7 @@ impl Tally {
             "task-received" => {
                 if let Some(name) = event.name.as_deref() {
                     let name = self.text(name);
-                    self.flying.entry(uuid, Task { name, queue: None, sent: None }).name = name;
+                    self.flying.entry(self.flying.key(uuid()), Task { name, queue: None, sent: None }).name = name;
                 }
                 0
             }
@@ -169,10 +169,8 @@ impl Tally {
             "task-failed" => RAN.len(),
             _ => return false,
         };
-        let task = self.flying.get(uuid);
-        if matches!(at, 2..=4 | 6..) {
-            self.flying.remove(uuid);
-        }
+        let key = self.flying.key(uuid());
+        let task = if matches!(at, 2..=4 | 6..) { self.flying.remove(key) } else { self.flying.get(key) };
         let name = task.map_or_else(|| self.text(UNKNOWN), |task| task.name);
         let queue = match (task.and_then(|task| task.queue), self.queues.get(hostname)) {
             (Some(queue), _) => queue,
@@ -276,11 +274,13 @@ impl Tally {
         self.texts.retain(&used);
     }
 
-    /// Records it all; what a worker says of itself only of those that are not `judged` elsewhere.
-    pub(super) fn record(&self, rec: &mut Recorder, now: Timestamp, judged: impl Fn(&str) -> bool) {
+    /// Records it all; what a worker says of itself only of those that are not `judged` elsewhere, and, where the others
+    /// are `asked`, of those that have not said goodbye: a name that was replaced is forgotten.
+    pub(super) fn record(&self, rec: &mut Recorder, now: Timestamp, asked: bool, judged: impl Fn(&str) -> bool) {
         for (name, worker) in &self.workers {
             let hostname = hostname(name);
-            if let (Some(up), Some(beat)) = (self.is_up(worker, now).filter(|_| !judged(name)), &worker.beat) {
+            let own = worker.beat.as_ref().filter(|beat| !(judged(name) || asked && beat.offline));
+            if let (Some(up), Some(beat)) = (self.is_up(worker, now), own) {
                 let labels = [("worker", &**name), ("hostname", hostname)];
                 rec.set_with(&WORKER_UP, &labels, f64::from(u8::from(up)));
                 if up {
@@ -319,7 +319,11 @@ impl Tally {
 
 /// Returns the numbers at a place, which has been heard of now.
 fn numbers<'a>(workers: &'a mut BTreeMap<Box<str>, Worker>, (hostname, task): (&str, Key), now: Timestamp) -> &'a mut Numbers {
-    let worker = workers.entry(hostname.into()).or_insert_with(|| Worker::new(now));
+    // With each event: a name that is known is not copied.
+    if !workers.contains_key(hostname) {
+        workers.insert(hostname.into(), Worker::new(now));
+    }
+    let worker = workers.get_mut(hostname).unwrap_or_else(|| unreachable!("it was put there"));
     worker.heard = now;
     worker.tasks.entry(task).or_default()
 }

@@ -12,7 +12,7 @@ fn take(tally: &mut Tally, at: i64, events: &Json) -> Changed {
 /// The samples that are recorded at a second, as lines without the histograms' buckets; those of `judged` nodes without up.
 fn lines(tally: &Tally, at: i64, judged: &str) -> Vec<String> {
     let mut rec = Recorder::default();
-    tally.record(&mut rec, Timestamp::from_secs(at), |node| node == judged);
+    tally.record(&mut rec, Timestamp::from_secs(at), false, |node| node == judged);
     let recorded = rec.finish();
     assert_eq!(recorded.dropped, 0);
     let samples = recorded.samples.iter().filter(|sample| !sample.family.name.ends_with("_bucket"));
@@ -60,6 +60,10 @@ fn a_worker_is_up_while_its_heartbeats_come_and_five_nodes_of_one_host_are_five(
     take(&mut tally, 303, &beat("batch@vm", "offline"));
     tally.forget(Timestamp::from_secs(902));
     assert_eq!(of_batch(&tally, 902), ["worker_up worker=batch@vm,hostname=vm 0"]);
+    // Who can ask the others knows that it was replaced.
+    let mut rec = Recorder::default();
+    tally.record(&mut rec, Timestamp::from_secs(902), true, |_| false);
+    assert!(!rec.finish().samples.iter().any(|sample| sample.family.name == "celery_worker_up"));
     tally.forget(Timestamp::from_secs(904));
     assert_eq!(of_batch(&tally, 904), Vec::<String>::new());
 }
@@ -145,7 +149,7 @@ fn bounded(tally: &Tally, at: i64) {
     assert!(flying <= 2 * GENERATION && workers <= MAX_WORKERS + 1 && texts <= MAX_TEXTS + 1 && queues <= MAX_WORKERS, "{:?}", kept(tally));
     assert!(tasks <= MAX_SERIES, "{tasks}");
     let mut rec = Recorder::default();
-    tally.record(&mut rec, Timestamp::from_secs(at), |_| false);
+    tally.record(&mut rec, Timestamp::from_secs(at), false, |_| false);
     let recorded = rec.finish();
     assert_eq!(recorded.dropped, 0);
     assert!(recorded.samples.len() < MAX_SAMPLES - 1000, "{}", recorded.samples.len());
@@ -179,7 +183,7 @@ fn garbage_and_forged_events_are_counted_and_bounded_and_do_not_stay_in_the_way(
     bounded(&tally, 1);
     let sum = |tally: &Tally, name: &str| -> f64 {
         let mut rec = Recorder::default();
-        tally.record(&mut rec, Timestamp::from_secs(1), |_| false);
+        tally.record(&mut rec, Timestamp::from_secs(1), false, |_| false);
         rec.finish().samples.iter().filter(|sample| sample.family.name == name).map(|sample| sample.value).sum()
     };
     assert_eq!((sum(&tally, "celery_task_received_total"), sum(&tally, "celery_task_failed_total")), (5000.0, 10_000.0), "none is lost");
