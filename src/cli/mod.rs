@@ -6,6 +6,7 @@ mod config;
 mod control;
 mod drill;
 mod fold;
+mod folders;
 mod hold;
 mod init;
 mod mail;
@@ -62,6 +63,8 @@ enum Command {
     Hold(hold::Hold),
     /// Runs a job and reports it to its heartbeat: `proctor run backup -- /usr/local/bin/backup`
     Run(run::Run),
+    /// Creates a file in each folder, as whoever runs this, removes it, and prints what came of it for `proctor run --checks`
+    TryFolders(folders::TryFolders),
     /// Looks at the alerts, and acknowledges them
     #[command(subcommand)]
     Alert(alert::Alert),
@@ -141,6 +144,7 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
         Command::Silence(command) => silence::run(&source, command),
         Command::Hold(hold) => hold::run(&source, hold),
         Command::Run(job) => run::run(&source, job),
+        Command::TryFolders(wanted) => folders::run(wanted),
         Command::Alert(command) => alert::alert(&source, command),
         Command::Explain(explain) => alert::explain(&source, explain),
         Command::Action(command) => alert::action(&source, &command),

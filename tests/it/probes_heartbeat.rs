@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use crate::support::process::{Process, eventually, signal_group};
 use crate::support::proctor::Proctor;
 use crate::support::smtp::Sink;
+use crate::support::tmpfs::Tmpfs;
 
 const SOON: Duration = Duration::from_secs(30);
 const TOKEN: &str = "a-token-of-more-than-sixteen";
@@ -246,4 +247,30 @@ async fn check_says_that_only_the_running_proctor_hears_it() {
     proctor.shows("heartbeat_due_timestamp_seconds{probe=\"job\"}", SOON).await;
     let (table, _) = printed(&proctor.run(&["check", "--only", "job"]));
     assert!(table.contains("blind") && table.contains("only the running Proctor hears it"), "{table}");
+}
+
+#[tokio::test]
+async fn a_file_is_really_created_in_each_upload_folder_and_the_one_that_takes_none_is_mailed_by_name() {
+    let sink = Sink::start().await;
+    let proctor = watching(&sink, "every: 1h").await;
+    let (good, Some(full)) = (tempfile::tempdir().expect("a folder"), Tmpfs::mount("64k")) else { return };
+    let filled = std::fs::write(full.path().join("upload"), vec![0u8; 1 << 20]);
+    assert!(filled.is_err(), "it is full");
+    let proctor_binary = env!("CARGO_BIN_EXE_proctor");
+    let (good_name, full_name) = (good.path().display().to_string(), full.path().display().to_string());
+    let report = || {
+        let mut command = Command::new(proctor_binary);
+        command.args(["run", "--checks", "job", "--socket"]).arg(proctor.folder.path().join("control.sock")).arg("--");
+        let output = command.args([proctor_binary, "try-folders", &good_name, &full_name]).output().expect("it runs");
+        assert!(output.status.success(), "{:?}", printed(&output));
+    };
+    report();
+    proctor.shows(&format!("heartbeat_check_ok{{probe=\"job\",check=\"{good_name}\"}} 1"), SOON).await;
+    proctor.shows(&format!("heartbeat_check_ok{{probe=\"job\",check=\"{full_name}\"}} 0"), SOON).await;
+    let mail = sink.wait_for(2, SOON).await[0].text.split_whitespace().collect::<Vec<_>>().join(" ");
+    assert!(mail.contains(&format!("cannot write {full_name}/.proctor-upload-check: No space left on device")), "{mail}");
+    full.remount("size=4m");
+    report();
+    assert!(sink.wait_for(4, SOON).await[2].text.contains("RESOLVED"));
+    assert_eq!(std::fs::read_dir(good.path()).expect("is there").count(), 0, "nothing is left behind");
 }

@@ -1,9 +1,11 @@
 //! `proctor render`: writes what the host must have and allow, from the configuration.
 
 mod systemd;
+mod uploads;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
+use std::path::PathBuf;
 
 use clap::Subcommand;
 
@@ -30,6 +32,27 @@ pub(super) enum Render {
         #[arg(long, default_value = "/usr/bin/proctor")]
         program: String,
     },
+    /// Prints the unit that tries the upload folders as the site's user, for a heartbeat of the configuration
+    #[command(
+        after_help = "Example: proctor render uploads --user coursys uploads /data/submissions > /etc/systemd/system/proctor-uploads.service\n\
+                      and with --timer > /etc/systemd/system/proctor-uploads.timer; then systemctl enable --now proctor-uploads.timer"
+    )]
+    Uploads {
+        /// The user that the site runs as
+        #[arg(long, value_parser = user)]
+        user: String,
+        /// Where Proctor is installed
+        #[arg(long, default_value = "/usr/bin/proctor")]
+        program: String,
+        /// Prints the timer instead
+        #[arg(long)]
+        timer: bool,
+        /// The heartbeat, with `every` and `token_file`
+        name: String,
+        /// Folders that uploads go to
+        #[arg(required = true, value_name = "FOLDER")]
+        folders: Vec<PathBuf>,
+    },
 }
 
 fn user(text: &str) -> Result<String, String> {
@@ -51,6 +74,9 @@ pub(super) fn run(source: &Source, command: &Render) -> Result<Exit, Box<dyn Err
                 );
             }
             say(&polkit(user, &allowed)?)?;
+        }
+        Render::Uploads { user, program, timer, name, folders } => {
+            say(&uploads::render(&config, name, user, program, folders, *timer)?)?;
         }
         Render::Systemd { user, program } => say(&systemd::render(source, &config, user, program)?)?,
     }
