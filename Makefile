@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PROCTOR_STACK ?= /tmp/proctor-stack
 
-.PHONY: run demo test bench test-slow deb lint promtool3-verdicts dashboards docs
+.PHONY: run demo test bench test-slow deb image lint promtool3-verdicts dashboards docs
 
 ## Builds Proctor and starts it with nothing configured: it looks at the host and watches what it finds.
 run:
@@ -32,8 +32,18 @@ bench:
 deb:
 	test -x target/tools/bin/cargo-deb || $(CARGO) install -q --locked cargo-deb --root target/tools
 	$(CARGO) build --release --locked
-	rm -f target/debian/*.deb
+	rm -rf target/debian/*.deb target/shell && mkdir -p target/shell/man
+	target/release/proctor render man target/shell/man
+	target/release/proctor render completions bash >target/shell/proctor.bash
+	target/release/proctor render completions zsh >target/shell/_proctor
+	target/release/proctor render completions fish >target/shell/proctor.fish
 	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) deb --no-build
+
+BASE ?= debian:12-slim
+## Makes the docker image `proctor` of the built binary, on BASE.
+image:
+	$(CARGO) build --release --locked
+	tar -c -C target/release proctor -C $(CURDIR)/deploy Dockerfile | docker build --build-arg BASE=$(BASE) -t proctor -
 
 CASES ?= 20000
 ## What is too slow for every change: hostile input in many cases (CASES), and a soak (SOAK_MINUTES, default 5).

@@ -36,6 +36,7 @@ impl App {
         let now = tasks::now();
         let by = user_name(peer.uid);
         match command {
+            Command::Health {} => self.alive().map(|()| Reply::text(self.status_line())),
             Command::Reload {} => self.reload().await.map(|()| Reply::text("reloaded")).map_err(|error| chain(&error)),
             Command::SilenceAdd { matchers, for_ms, comment } => {
                 let matchers =

@@ -12,8 +12,10 @@ use crate::web::control::Command;
 #[derive(Debug, Subcommand)]
 pub(super) enum Alert {
     /// Shows what is pending and firing, the worst first, and whether it was mailed or why not
+    #[command(after_help = "Example: proctor alert list")]
     List,
     /// Shows all that is known of an alert: labels, texts, evidence, what was done
+    #[command(after_help = "Example: proctor alert show MemcachedDown probe=cache")]
     Show(Which),
     /// Says that somebody takes care of it: no reminder, no repair while it lasts; its end is mailed
     #[command(after_help = "Example: proctor alert ack MemcachedDown probe=cache --comment 'new machine comes at 9'")]
@@ -56,10 +58,13 @@ pub(super) struct Explain {
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
     /// Shows the actions, what they wait for, and what they did lately
+    #[command(after_help = "Example: proctor action list")]
     List,
     /// Stops all actions until `proctor action resume`, over restarts too; what is under way is not stopped
+    #[command(after_help = "Example: proctor action pause    # mails go on; `proctor hold 1h` stops both")]
     Pause,
     /// Lets actions run again
+    #[command(after_help = "Example: proctor action resume")]
     Resume,
 }
 

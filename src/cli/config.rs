@@ -1,10 +1,15 @@
-//! `proctor config check`: every mistake of a file, in one run; then what happens when, once something fails.
+//! `proctor config check`: every mistake of a file, in one run; then what its user may look at, and what happens when, once
+//! something fails.
 
 use super::fold::fold;
-use super::{Exit, complain, counted, say};
+use super::{Exit, complain, counted, rights, say};
 use crate::app::{self, AppError, Loaded, Source};
 use crate::changes::Changes;
-use crate::config::timeline::{self, Repair, Subject};
+use crate::config::{
+    self,
+    timeline::{self, Repair, Subject},
+};
+use crate::model::{Problems, yaml};
 use crate::probe::scheduler::Scheduled;
 use crate::remediate::{Mode, Tools};
 use crate::tasks::Tasks;
@@ -24,6 +29,9 @@ pub(super) fn check(source: &Source) -> std::io::Result<Exit> {
                 complain(&format!("{}: warning: it names no probes, so nothing is watched; `proctor init` finds some", file.display()));
             }
             let mut text = format!("{} is right: {}.\n", file.display(), counted(scheduled.len(), "target"));
+            let tree = config::read(file).ok().and_then(|text| yaml::parse(&text, &mut Problems::default()));
+            let seen = tree.map(|tree| rights::describe(&loaded.config, &tree)).unwrap_or_default();
+            text.extend(seen.iter().enumerate().map(|(index, line)| fold(if index == 0 { "" } else { "  " }, line)));
             let lines = describe(&scheduled, &loaded);
             if !lines.is_empty() {
                 text += "\nWhen one fails, at the latest (minutes:seconds):\n";

@@ -32,14 +32,19 @@ pub(super) struct Hold {
 #[derive(Debug, Subcommand)]
 enum HoldCommand {
     /// Holds while a command runs and two minutes more, at most 2h; what is still broken then is mailed at once
+    #[command(after_help = "Example: proctor hold run -- make new-code
+
+Its exit code is the command's. Where Proctor does not run the command runs all the same.")]
     Run {
         /// The command; its exit code becomes this one's
         #[arg(last = true, required = true, value_name = "COMMAND")]
         argv: Vec<String>,
     },
     /// Shows what is held
+    #[command(after_help = "Example: proctor hold list")]
     List,
     /// Ends a hold, or all of them
+    #[command(after_help = "Examples: proctor hold end; proctor hold end 7ae4f8ad")]
     End {
         /// Which, as `proctor hold list` shows it
         id: Option<String>,

@@ -16,6 +16,7 @@ use crate::tasks;
 #[derive(Debug, Subcommand)]
 pub(super) enum Mail {
     /// Sends one mail to every ADMIN and prints what both sides say, secrets hidden; needs no running Proctor
+    #[command(after_help = "Example: proctor mail test    # 0 the relay took every mail, 1 it did not")]
     Test,
 }
 

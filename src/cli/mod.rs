@@ -11,6 +11,7 @@ mod hold;
 mod init;
 mod mail;
 mod render;
+mod rights;
 mod rules;
 mod run;
 mod serve;
@@ -30,7 +31,15 @@ use crate::app::{DEFAULT_CONFIG, Source};
     name = "proctor",
     version,
     max_term_width = 100,
-    after_help = "Without a configuration Proctor watches what it finds on this host, by looking only.\nExit codes: 0 all well, 1 a target failed or a file has mistakes, 2 could not run."
+    after_help = "Examples:
+  proctor check                          what is wrong now, without any configuration or daemon
+  proctor config check proctor.yml       every mistake of a file, then what happens when
+  proctor serve                          watches, until it is told to stop
+  proctor explain MemcachedDown          why this was or was not mailed, or repaired
+  proctor hold run -- make new-code      quiet while a deploy runs
+
+Without a configuration Proctor watches what it finds on this host, by looking only.
+Exit codes: 0 all well, 1 a target failed or a file has mistakes, 2 could not run."
 )]
 pub struct Cli {
     /// The configuration; the default is /etc/proctor/proctor.yml where that exists
@@ -43,10 +52,23 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Watches the site until it is told to stop
+    #[command(after_help = "Examples:
+  proctor serve                          with /etc/proctor/proctor.yml, else with what it finds on this host
+  proctor -c ./proctor.yml serve         with another file
+  PROCTOR_LOG=debug proctor serve        says more in its log
+
+SIGHUP and `proctor reload` load the configuration anew; SIGTERM stops it. As a service: proctor render systemd --help")]
     Serve,
     /// Looks at this host and at the Django project, and writes a commented configuration; never over an existing one
     Init(init::Init),
     /// Asks every probe once and says what is wrong now; needs no daemon, no state, no root
+    #[command(after_help = "Examples:
+  proctor check                          a table, and what is wrong now
+  proctor check --only cache --only db   these probes alone
+  proctor check --format nagios          for Nagios, Icinga and their kin
+  proctor check --format json | jq       for programs
+
+Exit codes: 0 all well, 1 a target failed, 2 could not run or could not see enough; --format nagios: 0 to 3.")]
     Check(check::Check),
     /// Looks at the configuration
     #[command(subcommand)]
@@ -55,13 +77,31 @@ enum Command {
     #[command(subcommand)]
     Rules(rules::Rules),
     /// Loads the configuration of the running Proctor anew, all or nothing
+    #[command(after_help = "Example: proctor config check && proctor reload")]
     Reload,
+    /// Asks the running Proctor whether it does its work: for health checks of containers
+    #[command(after_help = "Example: HEALTHCHECK CMD [\"proctor\", \"health\"]
+
+Exit codes: 0 it does, whatever the site does; 1 one of its loops does not come round: a restart mends that; 2 nobody answers.")]
+    Health,
     /// Says nothing of some alerts for a while
-    #[command(subcommand)]
+    #[command(subcommand, after_help = "Example: proctor silence add alertname=MemcachedDown --for 2h --comment 'new machine'")]
     Silence(silence::Silence),
     /// Says and does nothing for a while: `proctor hold 15m`, `proctor hold run -- make new-code`
+    #[command(after_help = "Examples:
+  proctor hold 15m --reason 'moving the rack'
+  proctor hold run -- make new-code      as long as it runs, and two minutes more
+  proctor hold list
+  proctor hold end                       ends all of them
+
+What is broken at the end of a hold is mailed then. Nothing is repaired during a hold.")]
     Hold(hold::Hold),
     /// Runs a job and reports it to its heartbeat: `proctor run backup -- /usr/local/bin/backup`
+    #[command(after_help = "Examples, in a crontab:
+  10 3 * * *  proctor run backup -- /usr/local/bin/backup
+  */5 * * * *  proctor run checks --checks -- /coursys/manage.py check_things
+
+The job runs whether or not Proctor takes the report. docs/probes/heartbeat.md")]
     Run(run::Run),
     /// Creates a file in each folder, as whoever runs this, removes it, and prints what came of it for `proctor run --checks`
     TryFolders(folders::TryFolders),
@@ -86,6 +126,9 @@ enum Command {
 #[derive(Debug, Subcommand)]
 enum ConfigCommand {
     /// Says every mistake of a file, each with its place, then what happens when once a probe fails; connects to nothing
+    #[command(after_help = "Examples:
+  proctor config check                   /etc/proctor/proctor.yml
+  proctor config check ./proctor.yml && sudo install -m 640 -g proctor proctor.yml /etc/proctor/ && proctor reload")]
     Check {
         /// The file; the default is the one of --config
         file: Option<PathBuf>,
@@ -152,6 +195,7 @@ pub fn run(cli: Cli) -> Result<Exit, Box<dyn std::error::Error + Send + Sync>> {
         Command::Mail(command) => mail::run(&source, &command),
         Command::Render(command) => render::run(&source, &command),
         Command::Reload => control::send(&source, crate::web::control::Command::Reload {}),
+        Command::Health => control::send(&source, crate::web::control::Command::Health {}),
     }
 }
 

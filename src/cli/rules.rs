@@ -15,12 +15,14 @@ use crate::rules::{load, unit};
 #[derive(Debug, Subcommand)]
 pub(super) enum Rules {
     /// Says every mistake of rule files, each with its place, as `promtool check rules` does
+    #[command(after_help = "Example: proctor rules check /etc/proctor/alerts/*.yml")]
     Check {
         /// Rule files in Prometheus' format
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
     /// Runs unit tests of rules, as `promtool test rules` does
+    #[command(after_help = "Example: proctor rules test alerts/tests/*.yml")]
     Test {
         /// Test files in promtool's format
         #[arg(required = true, value_name = "FILE")]

@@ -25,8 +25,10 @@ pub(super) enum Silence {
         comment: String,
     },
     /// Shows the silences that are pending or active
+    #[command(after_help = "Example: proctor silence list")]
     List,
     /// Ends a silence now
+    #[command(after_help = "Example: proctor silence expire 7ae4f8ad")]
     Expire {
         /// Which, as `proctor silence list` shows it
         id: String,

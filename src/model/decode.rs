@@ -105,12 +105,25 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// Says that a name is not known, with the nearest known one, else all of them.
+/// The most known names that are listed; of more, the nearest three.
+const MAX_KNOWN: usize = 40;
+
+/// Says that a name is not known, with the nearest known one, else all of them, else the nearest three of many.
 pub fn unknown(what: &str, found: &str, known: &[&str]) -> String {
-    let nearest = known.iter().map(|name| (strsim::damerau_levenshtein(found, name), name)).min();
+    let mut nearest: Vec<(usize, &str)> = known.iter().map(|name| (strsim::damerau_levenshtein(found, name), *name)).collect();
+    nearest.sort_unstable();
+    nearest.dedup();
     let found: String = found.chars().take(60).collect();
-    match nearest {
-        Some((distance, name)) if distance <= 2.max(name.len() / 3) => format!("unknown {what} {found:?}; did you mean {name:?}?"),
+    match nearest.first() {
+        Some((distance, name)) if *distance <= 2.max(name.len() / 3) => format!("unknown {what} {found:?}; did you mean {name:?}?"),
+        Some(_) if nearest.len() > MAX_KNOWN => {
+            // Who leaves out the end or the beginning is nearer than who mistypes.
+            let lower = found.to_lowercase();
+            let (parts, others): (Vec<&str>, Vec<&str>) =
+                nearest.iter().map(|(_, name)| *name).partition(|name| name.to_lowercase().contains(&lower));
+            let three: Vec<&str> = parts.into_iter().chain(others).take(3).collect();
+            format!("unknown {what} {found:?}; the nearest of {} known here: {}", nearest.len(), three.join(", "))
+        }
         Some(_) => format!("unknown {what} {found:?}; known here: {}", known.join(", ")),
         None => format!("unknown {what} {found:?}"),
     }
@@ -329,6 +342,18 @@ mod tests {
             /// Which.
             parts: Vec<u16> = "[]",
         }
+    }
+
+    #[test]
+    fn of_many_names_the_nearest_three_are_said() {
+        let many: Vec<String> = (0..100).map(|number| format!("SomethingElse{number}")).chain(["MemcachedDown".to_owned()]).collect();
+        let many: Vec<&str> = many.iter().map(String::as_str).collect();
+        assert_eq!(
+            unknown("alert", "Memc", &many),
+            "unknown alert \"Memc\"; the nearest of 101 known here: MemcachedDown, SomethingElse0, SomethingElse1"
+        );
+        assert_eq!(unknown("alert", "MemcachedDwon", &many), "unknown alert \"MemcachedDwon\"; did you mean \"MemcachedDown\"?");
+        assert_eq!(unknown("queue", "x", &["fast", "photo"]), "unknown queue \"x\"; known here: fast, photo");
     }
 
     #[test]

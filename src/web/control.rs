@@ -48,6 +48,8 @@ pub struct Peer {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 pub enum Command {
+    /// Say whether its loops come round.
+    Health {},
     /// Load the configuration and the rules anew, all or nothing.
     Reload {},
     /// Say nothing of some alerts for a while.

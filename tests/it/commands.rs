@@ -61,6 +61,57 @@ async fn paused_actions_wait_over_a_restart_until_they_are_resumed() {
     assert!(said(&proctor.run(&["action", "list"])).contains(" start-cache (command:start-cache) failed: "));
 }
 
+/// Runs a command that needs no configuration.
+fn proctor(arguments: &[&str]) -> Output {
+    std::process::Command::new(env!("CARGO_BIN_EXE_proctor")).args(arguments).output().expect("it runs")
+}
+
+/// Returns every command that has none below it, as words.
+fn commands(above: &[String]) -> Vec<Vec<String>> {
+    let words: Vec<&str> = above.iter().map(String::as_str).chain(["--help"]).collect();
+    let help = said(&proctor(&words));
+    let listed = help.split("\nCommands:\n").nth(1).map(|rest| rest.split("\n\n").next().unwrap_or_default().to_owned());
+    let names = listed.unwrap_or_default();
+    let below: Vec<Vec<String>> = names
+        .lines()
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next().filter(|name| !name.is_empty() && *name != "help"))
+        .flat_map(|name| commands(&[above, &[name.to_owned()]].concat()))
+        .collect();
+    if below.is_empty() { vec![above.to_vec()] } else { below }
+}
+
+#[test]
+fn the_help_of_every_command_has_an_example_and_no_colour_where_nobody_sees_it() {
+    let all = commands(&[]);
+    assert!(all.len() > 20, "{all:?}");
+    for words in all {
+        let arguments: Vec<&str> = words.iter().map(String::as_str).chain(["--help"]).collect();
+        let help = said(&proctor(&arguments));
+        assert!(help.contains("Example") && help.contains(&format!("proctor {}", words.join(" "))), "{words:?}: {help}");
+        assert!(!help.contains('\x1b'), "{words:?}: {help}");
+    }
+}
+
+#[test]
+fn manual_pages_are_one_for_each_command_and_bash_completes() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let output = proctor(&["render", "man", &folder.path().display().to_string()]);
+    assert!(output.status.success(), "{}", said(&output));
+    for page in ["proctor.1", "proctor-check.1", "proctor-hold-run.1"] {
+        let text = std::fs::read_to_string(folder.path().join(page)).expect("it is written");
+        assert!(text.contains(".TH ") && text.contains(".SH SYNOPSIS"), "{text}");
+    }
+    let output = proctor(&["render", "man"]);
+    assert!(said(&output).contains("proctor\\-check(1)") && output.status.success(), "{}", said(&output));
+    let output = proctor(&["render", "man", "/nonexistent"]);
+    assert!(said(&output).contains("/nonexistent: No such file"), "{}", said(&output));
+    let completions = folder.path().join("completions");
+    std::fs::write(&completions, proctor(&["render", "completions", "bash"]).stdout).expect("is written");
+    let script = "source \"$0\"; COMP_WORDS=(proctor config c); COMP_CWORD=2; _proctor proctor c config; echo \"${COMPREPLY[@]}\"";
+    let output = std::process::Command::new("bash").args(["-c", script]).arg(&completions).output().expect("bash runs");
+    assert_eq!(said(&output).trim(), "check");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn mail_test_mails_every_admin_once_and_shows_what_the_relay_said() {
     let sink = Sink::start().await;

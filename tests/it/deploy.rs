@@ -1,9 +1,20 @@
 //! What lies in `deploy/` for other tools is taken by those tools, and the demo runs.
 
+use std::collections::BTreeSet;
+use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use proctor::config::Config;
+use proctor::model::Problems;
+use proctor::model::yaml::{self, Node, Value};
+use regex::Regex;
+
+use crate::life::stack;
+use crate::support::docker::{Container, docker};
 use crate::support::gunicorn::venv;
+use crate::support::process::{eventually, program};
 
 fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -38,4 +49,136 @@ fn the_demo_shows_two_mails_and_a_repair_and_leaves_nothing_behind() {
     assert_eq!(std::fs::read_dir(tmp.path()).expect("is there").count(), 0, "its folder is gone");
     let left = Command::new("pgrep").arg("-f").arg(tmp.path()).output().expect("pgrep runs");
     assert_eq!(said(&left), "", "no process is left");
+}
+
+/// Builds the image of `deploy/Dockerfile` with the binary of the tests on a base that the tests have.
+fn image(socket: &Path) -> String {
+    let name = format!("proctor-of-tests-{}", std::process::id());
+    let binary = Path::new(env!("CARGO_BIN_EXE_proctor"));
+    let mut tar = Command::new("tar")
+        .args(["-c", "-C"])
+        .arg(binary.parent().expect("a folder"))
+        .args(["proctor", "-C"])
+        .arg(root().join("deploy"))
+        .arg("Dockerfile")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("tar runs");
+    let output = Command::new("docker")
+        .args(["-H", &format!("unix://{}", socket.display()), "build", "--network", "none", "--build-arg", "BASE=proctor-systemd"])
+        .args(["-t", &name, "-"])
+        .stdin(tar.stdout.take().expect("is piped"))
+        .output()
+        .expect("docker runs");
+    assert!(tar.wait().expect("it ends").success() && output.status.success(), "{}", said(&output));
+    name
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_image_runs_as_nobody_on_a_read_only_root_and_its_health_is_its_own() {
+    let (Some(socket), Some(_)) = (stack("docker.sock"), stack("systemd-root.tar")) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
+    let config = folder.path().join("proctor.yml");
+    std::fs::write(&config, "probes: {dead: {tcp: {address: '127.0.0.1:1'}}}\n").expect("is written");
+    let image = image(&socket);
+    let mount = format!("{}:/etc/proctor/proctor.yml:ro", config.display());
+    let container = Container::of_image(
+        &socket,
+        "proctor-image",
+        &[
+            &["--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "-v", &mount][..],
+            &["--health-interval", "1s", "--health-timeout", "5s", "--health-start-period", "0s", "--health-retries", "1"],
+        ]
+        .concat(),
+        &image,
+        &["serve"],
+    );
+    let health = |wanted: &'static str| {
+        let container = &container;
+        eventually(wanted, Duration::from_secs(60), move || async move {
+            (container.inspect("{{.State.Health.Status}}") == wanted).then_some(())
+        })
+    };
+    // The site is not well, and that is not Proctor's illness.
+    health("healthy").await;
+    let logs = container.cli(&["logs", &container.name]).1;
+    assert_eq!(container.cli(&["exec", &container.name, "stat", "-c", "%u %a", "/var/lib/proctor/state.db"]).1, "65532 600", "{logs}");
+    let checked = container.cli(&["exec", &container.name, "proctor", "health"]);
+    assert!(checked.0 && checked.1.contains("1 failing"), "{checked:?}");
+    // One that hangs answers nobody.
+    let pid = container.inspect("{{.State.Pid}}");
+    assert!(Command::new("kill").args(["-STOP", &pid]).status().expect("kill runs").success());
+    health("unhealthy").await;
+    assert!(Command::new("kill").args(["-CONT", &pid]).status().expect("kill runs").success());
+    health("healthy").await;
+    // It ends in good order when it is told to.
+    assert!(container.cli(&["stop", "-t", "20", &container.name]).0);
+    assert_eq!(container.inspect("{{.State.ExitCode}}"), "0");
+    drop(container);
+    assert!(docker(&socket, &["rmi", "-f", &image]).0);
+}
+
+fn read(path: &str) -> Node {
+    let text = std::fs::read_to_string(root().join(path)).expect("it is there");
+    let mut problems = Problems::default();
+    let node = yaml::parse(&text, &mut problems);
+    node.unwrap_or_else(|| panic!("{path} is YAML"))
+}
+
+fn keys(node: &Node, key: &str) -> BTreeSet<String> {
+    let Value::Mapping(entries) = &node.value else { panic!("a mapping") };
+    let (_, inner) = entries.iter().find(|(name, _)| name.text == key).unwrap_or_else(|| panic!("{key} is there"));
+    let Value::Mapping(inner) = &inner.value else { panic!("{key} is a mapping") };
+    inner.iter().map(|(name, _)| name.text.clone()).collect()
+}
+
+#[test]
+fn docker_compose_takes_the_site_and_every_host_of_its_configuration_is_a_service_of_it() {
+    let Some(compose) = program("docker-compose") else { return };
+    let folder = root().join("deploy/compose");
+    let output = Command::new(compose).current_dir(folder).args(["--profile", "monitoring", "config"]).output().expect("it runs");
+    assert!(output.status.success(), "{}", said(&output));
+
+    let services = keys(&read("deploy/compose/docker-compose.yml"), "services");
+    let path = root().join("deploy/proctor.compose.example.yml");
+    let text = std::fs::read_to_string(&path).expect("it is there");
+    Config::from_text(&path, &text).unwrap_or_else(|problems| panic!("{problems:?}"));
+    // What is commented out is right as well.
+    let uncommented = Regex::new(r"(?m)^(  )?# (actions:|  [a-z ]|site:$|  docker:)").expect("a pattern").replace_all(&text, "$1$2");
+    let config = Config::from_text(&path, &uncommented).unwrap_or_else(|problems| panic!("{problems:?}\n{uncommented}"));
+    assert_eq!((config.actions.0.len(), uncommented.contains("\n    docker: {project: coursys")), (1, true), "{uncommented}");
+    let host = Regex::new(r#"(?:address: "|url: "http://|status: "http://|listen: "|[{ ]host: |address: )([a-z]+)\b"#).expect("a pattern");
+    let (_, probes) = text.split_once("\nprobes:\n").expect("probes");
+    let hosts: BTreeSet<String> = host.captures_iter(probes).map(|found| found[1].to_owned()).collect();
+    assert!(hosts.len() > 5 && hosts.is_subset(&services), "{hosts:?} of {services:?}");
+    let listed = Regex::new(r"services: \[([^\]]+)\]").expect("a pattern").captures(&uncommented).expect("the services")[1].to_owned();
+    let listed: BTreeSet<String> = listed.split(", ").map(str::to_owned).collect();
+    assert!(listed.is_subset(&services), "{listed:?}");
+}
+
+#[test]
+fn prometheus_alertmanager_and_grafana_take_what_is_for_them() {
+    let check = |name: &str, arguments: &[&str], file: &str| {
+        let Some(program) = program(name) else { return };
+        let output = Command::new(program).args(arguments).arg(root().join(file)).output().expect("it runs");
+        assert!(output.status.success(), "{file}: {}", said(&output));
+    };
+    check("promtool", &["check", "config"], "deploy/prometheus/prometheus.yml");
+    check("amtool", &["check-config"], "deploy/alertmanager/alertmanager.yml");
+    // Both are read by a library of YAML that is not ours, and say what Grafana's documentation wants.
+    let script = "import sys, yaml; a, b = (yaml.safe_load(open(file)) for file in sys.argv[1:]); \
+        assert a['apiVersion'] == b['apiVersion'] == 1; \
+        assert {'name', 'type', 'access', 'url'} <= a['datasources'][0].keys(); \
+        assert {'name', 'type', 'options'} <= b['providers'][0].keys() and b['providers'][0]['options']['path']";
+    let mut python = Command::new("/usr/bin/python3")
+        .args(["-", "deploy/grafana/datasource.yml", "dashboards/provisioning/proctor.yml"])
+        .current_dir(root())
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("python runs");
+    python.stdin.take().expect("is piped").write_all(script.as_bytes()).expect("it reads");
+    let output = python.wait_with_output().expect("it ends");
+    assert!(output.status.success(), "{}", said(&output));
 }

@@ -2,6 +2,7 @@
 
 mod check;
 mod container;
+mod recipes;
 
 use std::path::Path;
 use std::process::Command;
@@ -543,7 +544,7 @@ async fn an_answer_that_nobody_reads_is_no_crash_and_one_that_is_cut_off_is_no_s
 
 /// Says whether a file exists under the stack's folder; where not, the test is skipped, or fails under
 /// `REQUIRE_SERVICES=1`.
-fn stack(file: &str) -> Option<std::path::PathBuf> {
+pub(crate) fn stack(file: &str) -> Option<std::path::PathBuf> {
     let path = Path::new(&std::env::var("PROCTOR_STACK").unwrap_or_else(|_| "/tmp/proctor-stack".into())).join(file);
     if path.exists() {
         return Some(path);

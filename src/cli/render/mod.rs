@@ -3,13 +3,15 @@
 mod systemd;
 mod uploads;
 
+pub(super) use systemd::{SEE_PROCESSES, walk};
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::path::PathBuf;
 
-use clap::Subcommand;
+use clap::{CommandFactory, Subcommand};
 
-use super::{Exit, say};
+use super::{Cli, Exit, say};
 use crate::app::{self, Source};
 use crate::config::Config;
 
@@ -21,6 +23,21 @@ pub(super) enum Render {
         /// The user that Proctor runs as
         #[arg(long, default_value = "proctor", value_parser = user)]
         user: String,
+    },
+    /// Prints what completes the command line in a shell
+    #[command(after_help = "Examples:
+  proctor render completions bash > /usr/share/bash-completion/completions/proctor
+  proctor render completions zsh > /usr/share/zsh/vendor-completions/_proctor
+The Debian package brings them.")]
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Prints the manual page, or writes a page for each command into a folder
+    #[command(after_help = "Examples: proctor render man | man -l -; proctor render man /usr/local/share/man/man1")]
+    Man {
+        /// The folder
+        folder: Option<PathBuf>,
     },
     /// Prints the unit that runs Proctor as a user of its own and lets it do what the configuration needs, and nothing else
     #[command(after_help = "Example: proctor render systemd > /etc/systemd/system/proctor.service && systemctl daemon-reload")]
@@ -64,9 +81,9 @@ fn user(text: &str) -> Result<String, String> {
 }
 
 pub(super) fn run(source: &Source, command: &Render) -> Result<Exit, Box<dyn Error + Send + Sync>> {
-    let config = app::load(source)?.config;
     match command {
         Render::Polkit { user } => {
+            let config = app::load(source)?.config;
             let allowed = allowed(&config);
             if allowed.is_empty() {
                 return Err(
@@ -76,9 +93,22 @@ pub(super) fn run(source: &Source, command: &Render) -> Result<Exit, Box<dyn Err
             say(&polkit(user, &allowed)?)?;
         }
         Render::Uploads { user, program, timer, name, folders } => {
-            say(&uploads::render(&config, name, user, program, folders, *timer)?)?;
+            say(&uploads::render(&app::load(source)?.config, name, user, program, folders, *timer)?)?;
         }
-        Render::Systemd { user, program } => say(&systemd::render(source, &config, user, program)?)?,
+        Render::Systemd { user, program } => say(&systemd::render(source, &app::load(source)?.config, user, program)?)?,
+        Render::Completions { shell } => {
+            let mut text = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "proctor", &mut text);
+            say(&String::from_utf8(text)?)?;
+        }
+        Render::Man { folder: Some(folder) } => {
+            clap_mangen::generate_to(Cli::command(), folder).map_err(|error| format!("{}: {error}", folder.display()))?;
+        }
+        Render::Man { folder: None } => {
+            let mut text = Vec::new();
+            clap_mangen::Man::new(Cli::command()).render(&mut text)?;
+            say(&String::from_utf8(text)?)?;
+        }
     }
     Ok(Exit::Well)
 }

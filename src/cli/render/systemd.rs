@@ -16,7 +16,7 @@ use crate::model::Problems;
 use crate::model::yaml::{self, Node, Value};
 
 /// Kinds of probes that look at the processes of other users.
-const SEE_PROCESSES: &[&str] = &["code", "gunicorn", "host", "tunnel"];
+pub(in crate::cli) const SEE_PROCESSES: &[&str] = &["code", "gunicorn", "host", "tunnel"];
 /// Where systemd puts the credentials of this unit.
 const CREDENTIALS: &str = "/run/credentials/proctor.service/";
 /// Where their sources lie.
@@ -254,7 +254,7 @@ Environment=RUNTIME_DIRECTORY=/run/proctor
 }
 
 /// Hands every text of a tree over with the key it stands below; keys are texts too where they are URLs.
-fn walk(node: &Node, key: &str, take: &mut impl FnMut(&str, &str)) {
+pub(in crate::cli) fn walk(node: &Node, key: &str, take: &mut impl FnMut(&str, &str)) {
     match &node.value {
         Value::Null => {}
         Value::Scalar { text, .. } => take(key, text),

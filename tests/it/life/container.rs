@@ -8,17 +8,22 @@ use super::{House, RULES, half_of_uptime, notify, stack};
 use crate::support::process::{eventually, free_port};
 use crate::support::smtp::Sink;
 
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 
 /// A container in which systemd boots until [`Host::is_up`]; removed at the end of the test.
-struct Host {
+pub(super) struct Host {
     socket: std::path::PathBuf,
     name: String,
 }
 
 impl Host {
-    /// Boots. `mounts` are folders and files of this host that it sees, `unit` is its `proctor.service`.
-    fn boot(house: &House, unit: &str) -> Option<Self> {
+    /// Boots; `unit` is its `proctor.service`.
+    pub(super) fn boot(house: &House, unit: &str) -> Option<Self> {
+        Self::boot_with(house, unit, &[])
+    }
+
+    /// Boots with further options of `docker run`.
+    pub(super) fn boot_with(house: &House, unit: &str, options: &[&str]) -> Option<Self> {
         stack("systemd-root.tar")?;
         let host = Self { socket: stack("docker.sock")?, name: format!("proctor-life-{}-{}", std::process::id(), house.web) };
         let folder = house.path("").display().to_string();
@@ -31,40 +36,43 @@ impl Host {
              && printf '%b' '{unit}' >proctor.service && exec /lib/systemd/systemd"
         );
         let binary = env!("CARGO_BIN_EXE_proctor");
-        let out = host.docker(&[
-            "run",
-            "-d",
-            "--name",
-            &host.name,
-            "--network",
-            "none",
-            "--cap-add",
-            "SYS_ADMIN",
-            "--security-opt",
-            "seccomp=unconfined",
-            "--security-opt",
-            "apparmor=unconfined",
-            "--cgroupns",
-            "host",
-            "--tmpfs",
-            "/run",
-            "--tmpfs",
-            "/run/lock",
-            "-v",
-            "/sys/fs/cgroup:/sys/fs/cgroup:rw",
-            "-v",
-            &format!("{}:/run/dbus", bus.display()),
-            "-v",
-            &format!("{folder}:/house"),
-            "-v",
-            &format!("{binary}:/usr/local/bin/proctor:ro"),
-            "-e",
-            "container=docker",
-            "proctor-systemd",
-            "/bin/sh",
-            "-c",
-            &boot,
-        ]);
+        let out = host.docker(
+            &[
+                &[
+                    "run",
+                    "-d",
+                    "--name",
+                    &host.name,
+                    "--network",
+                    "none",
+                    "--cap-add",
+                    "SYS_ADMIN",
+                    "--security-opt",
+                    "seccomp=unconfined",
+                    "--security-opt",
+                    "apparmor=unconfined",
+                    "--cgroupns",
+                    "host",
+                    "--tmpfs",
+                    "/run",
+                    "--tmpfs",
+                    "/run/lock",
+                    "-v",
+                    "/sys/fs/cgroup:/sys/fs/cgroup:rw",
+                    "-v",
+                    &format!("{}:/run/dbus", bus.display()),
+                    "-v",
+                    &format!("{folder}:/house"),
+                    "-v",
+                    &format!("{binary}:/usr/local/bin/proctor:ro"),
+                    "-e",
+                    "container=docker",
+                ][..],
+                options,
+                &["proctor-systemd", "/bin/sh", "-c", &boot],
+            ]
+            .concat(),
+        );
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         Some(host)
     }
@@ -76,25 +84,25 @@ impl Host {
     }
 
     /// Runs something in it and returns what that printed.
-    fn run(&self, arguments: &[&str]) -> String {
+    pub(super) fn run(&self, arguments: &[&str]) -> String {
         let mut all = vec!["exec", self.name.as_str()];
         all.extend(arguments);
         let output = tokio::task::block_in_place(|| self.docker(&all));
         (String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr)).trim().to_owned()
     }
 
-    fn show(&self, property: &str) -> String {
+    pub(super) fn show(&self, property: &str) -> String {
         self.run(&["systemctl", "show", "-P", property, "proctor.service"])
     }
 
-    async fn state(&self, wanted: &[&str]) {
+    pub(super) async fn state(&self, wanted: &[&str]) {
         let what = format!("systemd says {wanted:?}");
         eventually(&what, MINUTE, || async { wanted.contains(&self.run(&["systemctl", "is-system-running"]).as_str()).then_some(()) })
             .await;
     }
 
     /// Lets the boot end.
-    async fn is_up(&self) {
+    pub(super) async fn is_up(&self) {
         self.run(&["touch", "/run/up"]);
         self.state(&["running", "degraded"]).await;
     }
@@ -244,6 +252,89 @@ async fn the_rendered_unit_runs_as_its_own_user_and_restarts_the_unit_that_it_ma
     host.run(&["sh", "-c", "echo 'nonsense: 1' >>/etc/proctor/proctor.yml"]);
     assert!(host.run(&["systemctl", "reload", "proctor.service"]).contains("failed"), "{}", journal());
     assert_eq!(host.show("ActiveState"), "active");
+}
+
+/// What can be asked inside the container: one of each kind that needs nothing from elsewhere.
+const SITE: &str = "
+control: {socket: /run/proctor/control.sock}
+state: {path: /var/lib/proctor/state.db}
+defaults: {interval: 1s, timeout: 1s}
+startup: {first_look: 0s, after_boot: 0s}
+probes:
+  units: {systemd: {units: [nginx.service], failed: false}}
+  page: {http: {url: 'http://127.0.0.1/'}}
+  web:
+    nginx:
+      status: 'http://127.0.0.1:8080/nginx_status'
+      sites: ['http://127.0.0.1/']
+      pid_file: /run/nginx.pid
+      access_logs: [/var/log/nginx/access.log]
+  bus: {tcp: {address: 'unix:/run/dbus/system_bus_socket'}}
+  dump: {file: {paths: [/srv/dump/*.sql]}}
+  schedule: {beat: {files: [/srv/closed/schedule]}}
+  job: {command: {argv: [/bin/true]}}
+  tool: {command: {argv: [/srv/closed-tool]}}
+  backup: {heartbeat: {every: 1h}}
+  machine: {host: {}}
+  report: {tunnel: {address: '127.0.0.1:5000', speaks: generic, owner: []}}
+";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_the_rendered_unit_probes_see_what_config_check_says_that_they_see() {
+    let house = House::new("");
+    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy");
+    for file in ["proctor.sysusers", "proctor.tmpfiles"] {
+        house.write(file, &std::fs::read_to_string(deploy.join(file)).expect("it is there"));
+    }
+    house.write("installed.yml", SITE);
+    let Some(host) = Host::boot(&house, "") else { return };
+    host.state(&["starting"]).await;
+    host.is_up().await;
+    // The unit checks the configuration first, in the same sandbox.
+    let script = "set -e; cd /house; p=/usr/local/bin/proctor; units=/etc/systemd/system
+        systemd-sysusers $PWD/proctor.sysusers; systemd-tmpfiles --create $PWD/proctor.tmpfiles
+        install -m 640 -g proctor installed.yml /etc/proctor/proctor.yml
+        printf 'server { listen 127.0.0.1:8080; location /nginx_status { stub_status; } }' >/etc/nginx/conf.d/status.conf
+        mkdir -p /srv/dump /srv/closed; echo x >/srv/dump/a.sql; echo x >/srv/closed/schedule; chmod 700 /srv/closed
+        printf '#!/bin/sh' >/srv/closed-tool; chmod 700 /srv/closed-tool
+        printf '[Socket]\nListenStream=127.0.0.1:5000\nAccept=yes\n' >$units/report.socket
+        printf '[Service]\nExecStart=/bin/sh -c \"echo hello; exec cat\"\nStandardInput=socket\nStandardOutput=socket\n' >$units/report@.service
+        $p render systemd --program $p >$units/proctor.service
+        mkdir $units/proctor.service.d
+        printf '[Service]\nPrivateUsers=no\nExecStartPre=/usr/local/bin/proctor config check\n' >$units/proctor.service.d/container.conf
+        systemctl daemon-reload; systemctl restart nginx; systemctl start report.socket proctor";
+    let said = host.run(&["sh", "-c", script]);
+    let journal = || host.run(&["journalctl", "--no-pager", "-o", "cat", "-u", "proctor"]);
+    assert_eq!(host.show("ActiveState"), "active", "{said}\n{}", journal());
+    let told = journal();
+    let told = told.split_whitespace().collect::<Vec<_>>().join(" ");
+    for line in [
+        "What proctor may look at (nothing was connected to): full: units, page, bus, dump, job, backup, machine, report",
+        "partial: web (missing: /var/log/nginx/access.log: may not be read, run: setfacl -m u:proctor:r",
+        "blind: schedule (missing: /srv/closed/schedule: may not be read, run: setfacl -m u:proctor:rx /srv/closed)",
+        "blind: tool (missing: /srv/closed-tool: may not be run, run: chmod a+rx /srv/closed-tool)",
+    ] {
+        assert!(told.contains(line), "{line}:\n{told}");
+    }
+    // What was said to be seen is seen, and well.
+    let metrics = || {
+        let ask = "exec 3<>/dev/tcp/127.0.0.1/9797; printf 'GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3; cat <&3";
+        host.run(&["bash", "-c", ask])
+    };
+    let well = |probe: &str, metrics: &str| {
+        let of = format!("probe_success{{probe=\"{probe}\"");
+        let mut lines = metrics.lines().filter(|line| line.starts_with(&of)).peekable();
+        lines.peek().is_some() && lines.all(|line| line.ends_with(" 1"))
+    };
+    for probe in ["units", "page", "web", "bus", "dump", "job", "machine", "report"] {
+        let seen = || async {
+            let metrics = metrics();
+            well(probe, &metrics).then_some(metrics)
+        };
+        let metrics = eventually(&format!("{probe} is well: {}", journal()), MINUTE, seen).await;
+        let partial = metrics.lines().any(|line| line.starts_with(&format!("probe_sight_info{{probe=\"{probe}\"")));
+        assert_eq!(partial, probe == "web", "{probe}: {metrics}");
+    }
 }
 
 #[test]
