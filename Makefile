@@ -49,6 +49,7 @@ CASES ?= 20000
 ## What is too slow for every change: hostile input in many cases (CASES), and a soak (SOAK_MINUTES, default 5).
 test-slow:
 	tests/stack/stack install
+	tests/stack/stack slow-install
 	PROPTEST_CASES=$(CASES) REQUIRE_SERVICES=1 $(CARGO) test --locked --lib
 	$(CARGO) test --locked --lib -- --ignored --nocapture
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --test it -- hostile_text promql::no_ mail::whatever_the_texts probes_broker::no_

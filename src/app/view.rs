@@ -227,7 +227,7 @@ impl App {
             let detail = format!("{} of {all} targets are well; {} cannot be seen and may be or not.", all - blind, blind);
             (Tone::Good, "All that can be seen is well".to_owned(), detail)
         } else {
-            (Tone::Good, "All is well".to_owned(), format!("{} and no alert.", of(all, "target answers", "targets answer")))
+            (Tone::Good, "All is well".to_owned(), format!("{}, and no alert fires.", of(all, "target answers", "targets answer")))
         };
         Notice { tone, text: line(&text, MAX_TEXT), detail: line(&detail, MAX_TEXT) }
     }

@@ -430,11 +430,95 @@ async fn the_page_says_that_it_does_not_know_where_nothing_has_answered_and_that
         .rules(&[("Down", "probe_success == 0")])
         .started();
     let body = page(&proctor, "All is well").await;
-    assert!(body.contains("2 targets answer and no alert"), "{body}");
+    assert!(body.contains("2 targets answer, and no alert fires"), "{body}");
     let nothing = Proctor::configured(1, "probes: {}\n").rules(&[("Down", "probe_success == 0")]).started();
     let body = page(&nothing, "Nothing is watched").await;
     assert!(body.contains("class=\"card verdict unsure\""), "{body}");
     let blind = Proctor::configured(1, "probes: {job: {heartbeat: {every: 1h}}}\n").rules(&[("Down", "probe_success == 0")]).started();
     let body = page(&blind, "Nothing can be seen").await;
     assert!(body.contains("class=\"card verdict unsure\""), "{body}");
+}
+
+/// What a browser makes of the page: the widths of the page and of the window, and the colour behind everything.
+fn looked_at(page: &str, width: u32, dark: bool) -> (u32, u32, String) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (head, html) = page.split_once("\r\n\r\n").expect("a head");
+    let policy = head.lines().find_map(|line| line.strip_prefix("content-security-policy: ")).expect("a policy");
+    // The page with its own policy, but for the script that measures it.
+    let policy =
+        policy.replace("default-src 'none';", "default-src 'none'; script-src 'unsafe-inline';").replace("frame-ancestors 'none'; ", "");
+    let html = html.replace(
+        "<meta charset=\"utf-8\">",
+        &format!("<meta charset=utf-8><meta http-equiv=Content-Security-Policy content=\"{policy}\">"),
+    );
+    let script = "<script>for (const all of document.querySelectorAll('details')) all.open = true;
+        const it = document.documentElement;
+        parent.postMessage(`seen ${it.scrollWidth} ${innerWidth} ${getComputedStyle(document.body).backgroundColor} end`, '*')</script></body>";
+    let file = folder.path().join("page.html");
+    std::fs::write(&file, html.replace("</body>", script)).expect("can be written");
+    // No window is as small as a phone: a frame is.
+    let frame = format!(
+        "<meta name=color-scheme content='light dark'><script>onmessage = told => document.documentElement.title = told.data</script>\
+         <iframe src=page.html width={width} height=1200 frameborder=0></iframe>"
+    );
+    let file = folder.path().join("frame.html");
+    std::fs::write(&file, frame).expect("can be written");
+    let output = Program::new("timeout")
+        .args(["120", "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars"])
+        .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
+        .arg(format!("--user-data-dir={}", folder.path().join("user").display()))
+        .arg(format!("--blink-settings=preferredColorScheme={}", u8::from(!dark)))
+        .args(["--window-size=2000,1300", "--virtual-time-budget=10000"])
+        .arg("--dump-dom")
+        .arg(format!("file://{}", file.display()))
+        .output()
+        .expect("it runs");
+    let dom = String::from_utf8_lossy(&output.stdout);
+    let seen = dom.split_once("title=\"seen ").and_then(|(_, rest)| rest.split_once(" end\""));
+    let seen = seen.unwrap_or_else(|| panic!("{}", String::from_utf8_lossy(&output.stderr))).0;
+    let mut words = seen.splitn(3, ' ');
+    let mut number = || words.next().and_then(|word| word.parse().ok()).expect("a number");
+    (number(), number(), words.next().expect("a colour").to_owned())
+}
+
+#[tokio::test]
+#[ignore = "needs a browser: make test-slow"]
+async fn the_page_fits_a_phone_and_a_wall_in_both_schemes_with_ten_and_with_a_thousand_targets() {
+    if crate::support::process::program("chromium").is_none() {
+        return;
+    }
+    let (closed, listener) = (free_port(), std::net::TcpListener::bind("127.0.0.1:0").expect("a port"));
+    let open = listener.local_addr().expect("it is bound").port();
+    let long = "x".repeat(200);
+    for (count, each) in [(6, 2), (600, 100)] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (cert, _) = Authority::new().issue_for(&["localhost"], (-1.0, 30.0));
+        let mut sections = String::from("probes:\n");
+        for group in 0..4 {
+            let files: Vec<String> =
+                (0..each).map(|n| folder.path().join(format!("{group}-{n}-{}.pem", &long[..100])).display().to_string()).collect();
+            files.iter().for_each(|file| write(Path::new(file), &cert, 0o644));
+            sections += &format!("  certs-{group}: {{certificate: {{files: [{}]}}, interval: 30s}}\n", files.join(", "));
+        }
+        for n in 0..count {
+            let port = if n % 50 == 0 { closed } else { open };
+            sections += &format!("  room-{n}-of-a-long-name: {{tcp: {{address: '127.0.0.1:{port}'}}, interval: 30s}}\n");
+        }
+        sections += &format!("  quota: {{command: {{argv: [/bin/sh, -c, 'echo {long}; exit 1']}}}}\n");
+        let proctor = Proctor::configured(1, &sections).rules(&[("Down", "probe_success == 0")]).started();
+        eventually("all have answered", Duration::from_secs(120), || async {
+            proctor.get("/-/ready").await?.contains("200 OK").then_some(())
+        })
+        .await;
+        page(&proctor, "fire").await;
+        let page = proctor.get("/?still").await.expect("it answers");
+        let mut behind = std::collections::BTreeSet::new();
+        for (width, dark) in [(360, false), (360, true), (1920, false), (1920, true)] {
+            let (needs, has, colour) = looked_at(&page, width, dark);
+            assert_eq!(has, width, "the window is that wide");
+            assert!(needs <= has, "{count} probes, {width} px: the page needs {needs}");
+            behind.insert((dark, colour));
+        }
+        assert_eq!(behind.len(), 2, "one colour for each scheme: {behind:?}");
+    }
 }

@@ -70,7 +70,7 @@ impl Scene {
                 None => roots.push((*key, of)),
             }
         }
-        roots.sort_by_key(|((name, _), of)| (worst(of), Reverse(below.get(name).map_or(0, Vec::len)), since(of, self)));
+        roots.sort_by_key(|((name, _), of)| (worst(of), Reverse(below.get(name).map_or(0, Vec::len)), since(of, self).0 / 10_000));
         let troubles = roots.into_iter().map(|((name, is_probe), of)| {
             let wake = below.get(name).filter(|_| is_probe).into_iter().flatten();
             let wake = wake.filter_map(|name| Some(((*name).to_owned(), said(wrong.get(&(*name, true))?))));
