@@ -234,9 +234,13 @@ impl Plan<'_> {
     }
 
     pub(super) fn notify(&mut self) {
-        let Django::Said(settings, project) = &self.facts.django else {
-            self.found.unseen.push("who is to be mailed: name it under notify: (docs/mail.md)".to_owned());
-            return;
+        let (settings, project) = match &self.facts.django {
+            Django::Said(settings, project) => (settings, project),
+            Django::Failed(_) => {
+                self.found.unseen.push("who is to be mailed: name it under notify: (docs/mail.md)".to_owned());
+                return;
+            }
+            Django::None => return,
         };
         let mut admins: Vec<Mailbox> = Vec::new();
         for admin in settings.admins.iter().filter_map(|admin| Mailbox::parse(admin)).take(50) {
@@ -253,7 +257,14 @@ impl Plan<'_> {
         let mut lines =
             vec!["notify:".to_owned(), format!("  admins: {}", list(&admins.iter().map(ToString::to_string).collect::<Vec<_>>()))];
         match Mailbox::parse(&settings.server_email) {
-            Some(from) => lines.push(format!("  from: {}", quoted(&from.to_string()))),
+            Some(from) => {
+                if from.domain() == "localhost" {
+                    self.found.unseen.push(format!(
+                        "who the mails are from: Django's SERVER_EMAIL is {from}, which most relays refuse; set notify: from"
+                    ));
+                }
+                lines.push(format!("  from: {}", quoted(&from.to_string())));
+            }
             None => self.found.unseen.push("who the mails are from: Django's SERVER_EMAIL is no address; set notify: from".to_owned()),
         }
         let prefix = &settings.subject_prefix;
@@ -262,7 +273,10 @@ impl Plan<'_> {
         }
         let mail = &settings.mail;
         let smtp = mail.backend.ends_with("smtp.EmailBackend");
-        let host = is_word(&mail.host) && mail.port != 0 && (smtp || !matches!(mail.host.as_str(), "" | "localhost"));
+        // Of another backend, such as one that sends by Celery, the default of EMAIL_HOST says nothing; a relay here does.
+        let named = smtp || !matches!(mail.host.as_str(), "" | "localhost");
+        let relay_here = || self.facts.listeners.iter().any(|listener| listener.at.port() == Some(mail.port));
+        let host = is_word(&mail.host) && mail.port != 0 && (named || relay_here());
         let login = !mail.username.is_empty() && mail.has_password;
         let local = matches!(mail.host.as_str(), "localhost" | "127.0.0.1" | "::1");
         if !host || (login && mail.tls == "none" && !local) {

@@ -209,6 +209,29 @@ fn only_what_django_lets_in_is_asked_for_pages() {
 }
 
 #[test]
+fn of_a_backend_that_is_no_smtp_the_relay_counts_only_where_there_is_one() {
+    let relay = |host: &str, here: bool| {
+        let mut facts = with_django(coursys());
+        if let Django::Said(settings, _) = &mut facts.django {
+            settings.server_email = "root@localhost".into();
+            settings.mail = Mail {
+                backend: "djcelery_email.backends.CeleryEmailBackend".into(),
+                host: host.into(),
+                port: 25,
+                tls: "none".into(),
+                ..Mail::default()
+            };
+        }
+        facts.listeners.extend(here.then(|| listener("127.0.0.1:25", None)));
+        let found = plan(&facts);
+        assert!(found.unseen.iter().any(|line| line.contains("SERVER_EMAIL is root@localhost")), "{:?}", found.unseen);
+        loads(&write::text(&found));
+        found.notify.join("\n").contains("\n  smtp: ")
+    };
+    assert!(relay("mail.example.org", false) && relay("localhost", true) && !relay("localhost", false));
+}
+
+#[test]
 fn what_differs_is_said_and_nothing_where_nothing_does() {
     use super::super::compare::differences;
     let facts = with_django(coursys());
