@@ -49,6 +49,7 @@ mod promql;
 mod remediate;
 mod rules;
 mod soak;
+mod start;
 mod support;
 mod upgrade;
 mod web;
