@@ -213,6 +213,16 @@ fn every_relative_link_in_the_documentation_leads_to_a_file_and_to_a_heading_of_
     assert!(followed > 10, "only {followed} links were found");
 }
 
+#[test]
+fn the_index_of_the_documentation_names_every_page() {
+    let index = fs::read_to_string(root().join("docs/README.md")).expect("it is there");
+    let docs = root().join("docs");
+    let named = |path: &PathBuf| path.strip_prefix(&docs).expect("is below").display().to_string();
+    let all = files(&docs, "md").iter().map(named).filter(|page| page != "README.md").collect::<Vec<_>>();
+    let missing: Vec<&String> = all.iter().filter(|page| !index.contains(&format!("({page})"))).collect();
+    assert!(missing.is_empty(), "docs/README.md does not lead to {missing:?}");
+}
+
 /// The pages of the probes, by kind.
 fn of_probes() -> Vec<(String, String)> {
     let page =
