@@ -8,6 +8,7 @@
 )]
 
 mod acceptance;
+mod alerts_broker;
 mod architecture;
 mod cannot_see;
 mod commands;
