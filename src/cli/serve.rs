@@ -47,7 +47,8 @@ async fn serve(source: Source) -> Result<Exit, Box<dyn Error + Send + Sync>> {
     let app = App::start(source).await?;
     say_what_is_watched(&app.loaded());
     if let Some(address) = app.web_address() {
-        tracing::info!("serving http://{address}/ and http://{address}/metrics");
+        let scheme = if app.loaded().gate.speaks_tls() { "https" } else { "http" };
+        tracing::info!("serving {scheme}://{address}/ and {scheme}://{address}/metrics");
     }
     supervised::tell_ready(&app);
     let telling = crate::tasks::Tasks::new();

@@ -179,6 +179,8 @@ pub struct Gate {
     /// The files that it was made from, as they were.
     stamps: Vec<(PathBuf, Stamp)>,
     pub(super) tls: Option<Arc<ServerConfig>>,
+    /// Whether every client must show a certificate.
+    pub(super) asks_certificates: bool,
     pub(super) users: BTreeMap<String, Secret>,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     /// The names of this Proctor besides those that are always right.
@@ -209,6 +211,11 @@ impl Gate {
         }
     }
 
+    /// Says whether TLS is spoken.
+    pub fn speaks_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
     fn of_file(file: &Path, read: Read) -> Result<Self, Vec<Problem>> {
         let mut stamps = vec![(file.to_owned(), stamp(file))];
         let wrong = |at, message| vec![Problem { file: file.to_owned(), at, message }];
@@ -231,6 +238,7 @@ impl Gate {
             file: Some(file.to_owned()),
             stamps,
             tls,
+            asks_certificates: config.tls_server_config.is_some_and(|tls| tls.client_auth_type.value == ClientAuth::Required),
             users: config.basic_auth_users.0.into_iter().map(|(name, hash)| (name.value, hash.0)).collect(),
             headers: config.http_server_config.headers.0,
             hosts: BTreeSet::new(),

@@ -111,6 +111,10 @@ pub async fn start(config: &WebConfig, pages: Pages, access: Access, metrics: Ar
     let failed = |source| WebError::Bind { address, source };
     let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
+    let gate = access.gate();
+    if !bound.ip().is_loopback() && gate.users.is_empty() && !gate.asks_certificates {
+        tracing::info!("whoever reaches {bound} may read what Proctor knows of the site: web.config_file can ask for a password");
+    }
     let guard = Guard { access: access.clone(), passwords: Passwords::new().map_err(WebError::Random)? };
     tasks.spawn_until_stopped("web access", access.clone().keep());
     tasks.spawn("web", listen::serve(listen::Tcp { listener, access }, router(pages, guard), metrics, tasks.clone()));

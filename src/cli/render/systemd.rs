@@ -133,6 +133,10 @@ impl Needs {
                 needs.programs.push(who);
             }
         }
+        // Who reads from elsewhere has an address that the configuration does not name.
+        if !config.web.listen.0.ip().is_loopback() {
+            needs.names.insert("who reads at web.listen".to_owned());
+        }
         let mut written = vec![config.state.path.as_deref(), config.control.socket.as_deref()];
         for (_, probe) in &config.probes.0 {
             match probe.gunicorn.as_ref().and_then(|gunicorn| gunicorn.statsd.as_ref()) {
@@ -273,7 +277,7 @@ pub(in crate::cli) fn walk(node: &Node, key: &str, take: &mut impl FnMut(&str, &
 /// Returns the host of a URL, of `host:port`, or of a key that holds one.
 fn host_of<'a>(key: &str, text: &'a str) -> Option<&'a str> {
     // For people and for the log: nothing connects there.
-    if matches!(key, "external_url" | "subject_prefix" | "payload" | "from" | "admins") {
+    if matches!(key, "external_url" | "hosts" | "subject_prefix" | "payload" | "from" | "admins") {
         return None;
     }
     let part = match text.split_once("://") {
@@ -332,6 +336,10 @@ mod tests {
             (
                 format!("notify: {{admins: [a@x.org], smtp: {{host: 10.0.0.7, port: 465, tls: tls, username: x, {secret}}}}}"),
                 &["LoadCredential=smtp:/etc/proctor/credentials/smtp", "IPAddressAllow=localhost 10.0.0.7"][..],
+            ),
+            (
+                "web: {listen: '0.0.0.0:9797', hosts: ['status.example.org:443']}".into(),
+                &["# Addresses that change: who reads at web.listen; with only numbers in the configuration all others would be closed."],
             ),
             ("maintenance: {files: [/home/coursys/503]}".into(), &["# /home/coursys/503", "ProtectHome=read-only"]),
             ("probes: {a: {gunicorn: {listen: 'unix:/tmp/g.sock', host_header: x.org}}}".into(), &["# /tmp/g.sock", "PrivateTmp=no"]),
