@@ -46,7 +46,8 @@ image:
 	tar -c -C target/release proctor -C $(CURDIR)/deploy Dockerfile | docker build --build-arg BASE=$(BASE) -t proctor -
 
 CASES ?= 20000
-## What is too slow for every change: hostile input in many cases (CASES), and a soak (SOAK_MINUTES, default 5).
+## What is too slow for every change: hostile input for every parser of ours in many cases (CASES), a soak (SOAK_MINUTES,
+## default 5), and an ordinary hour of a site that may give no mail (ten minutes).
 test-slow:
 	tests/stack/stack install
 	tests/stack/stack slow-install

@@ -106,4 +106,18 @@ mod tests {
         let utc = change("2026-11-25 20:51:00 upgrade nginx:amd64 1 2", &TimeZone::UTC).expect("is one");
         assert_eq!(utc.at.to_string(), "2026-11-25T20:51:00Z");
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_in_the_log_is_a_change_or_passed_over(
+            line in proptest::prop_oneof![
+                "[0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2} (upgrade|install|remove) [a-z:]{0,8} [^ ]{0,6} [^ ]{0,6}",
+                ".{0,120}",
+            ],
+        ) {
+            if let Some(change) = change(&line, &TimeZone::UTC) {
+                proptest::prop_assert!(change.subject.starts_with("package ") && !change.detail.is_empty(), "{line:?}");
+            }
+        }
+    }
 }

@@ -247,4 +247,17 @@ mod tests {
             crate::model::decode::from_text("f", &format!("argv: [/bin/true]\nenvironment: {{{variables}}}")).expect("is right");
         assert!(plan(&config).err().expect("is too much").contains("at most 20 variables, found 21"));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_a_plugin_prints_its_numbers_are_numbers_and_bounded(
+            output in proptest::prop_oneof!["(OK|x|\\||'|=|;|[0-9.,]{1,4}|[A-Za-z%]{1,3}| |\n|é){0,60}", ".{0,200}"],
+        ) {
+            let (_, numbers) = read(&output);
+            proptest::prop_assert!(numbers.len() <= MAX_NUMBERS);
+            for number in numbers {
+                proptest::prop_assert!(number.value.is_finite() && number.label.chars().count() <= MAX_LABEL, "{output:?}");
+            }
+        }
+    }
 }

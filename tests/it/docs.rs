@@ -319,3 +319,50 @@ fn the_reference_of_the_configuration_is_what_its_structs_say() {
         assert!(page == wanted, "docs/configuration.md is not what the structs say: run `make docs`");
     }
 }
+
+/// Returns the code of a kind of probe, without its tests.
+fn code_of(kind: &str) -> String {
+    let (file, folder) = (root().join(format!("src/probe/{kind}.rs")), root().join(format!("src/probe/{kind}")));
+    let sources = if folder.is_dir() { files(&folder, "rs") } else { vec![file] };
+    let read = |path: &PathBuf| fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    sources.iter().map(read).map(|text| text.split("#[cfg(test)]").next().unwrap_or_default().to_owned()).collect()
+}
+
+/// Says whether a page names a metric: as it is, as `a_{b,c}_d`, or by how it begins, `a_*`.
+fn names(page: &str, metric: &str) -> bool {
+    let braces = Regex::new(r"([a-z0-9_]+_)\{([a-z_,]+)\}([a-z_]*)").expect("is one");
+    let all = Regex::new(r"`([a-z0-9_]+)\*`").expect("is one");
+    page.contains(metric)
+        || all.captures_iter(page).any(|found| metric.starts_with(&found[1]))
+        || braces.captures_iter(page).any(|found| found[2].split(',').any(|one| format!("{}{one}{}", &found[1], &found[3]) == metric))
+}
+
+#[test]
+fn each_metric_that_a_probe_exports_and_each_reason_that_it_gives_stands_on_its_page() {
+    let metric = Regex::new(r#"Family::(?:gauge|counter)\(\s*"([a-z0-9_]+)""#).expect("is one");
+    let histogram = Regex::new(r#""([a-z0-9_]+)_bucket""#).expect("is one");
+    let reason = Regex::new(r"(?:Failure::new|waiting)\(\s*Reason::(\w+)").expect("is one");
+    let (mut missing, mut seen) = (Vec::new(), 0);
+    for kind in KINDS {
+        let (code, page) =
+            (code_of(kind), fs::read_to_string(root().join(format!("docs/probes/{kind}.md"))).expect("each kind has its page"));
+        let exported: BTreeSet<&str> = metric
+            .captures_iter(&code)
+            .chain(histogram.captures_iter(&code))
+            .map(|found| found.get(1).expect("is there").as_str())
+            .collect();
+        seen += exported.len();
+        missing.extend(exported.iter().filter(|name| !names(&page, name)).map(|name| format!("{kind}: the metric {name}")));
+        // A defect of Proctor itself is on no page.
+        for found in reason.captures_iter(&code).filter(|found| &found[1] != "Internal") {
+            let reason = proctor::model::Reason::ALL.iter().find(|reason| format!("{reason:?}") == found[1]).expect("is one");
+            if !page.contains(&format!("`{reason}`")) {
+                missing.push(format!("{kind}: the reason {reason}"));
+            }
+        }
+    }
+    assert!(seen > 300, "{seen} metrics are found in the code");
+    missing.sort();
+    missing.dedup();
+    assert!(missing.is_empty(), "write them into docs/probes:\n{}", missing.join("\n"));
+}

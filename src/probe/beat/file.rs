@@ -2,12 +2,10 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
-use tokio::sync::Semaphore;
-
 use crate::model::{Failure, Reason, Timestamp};
+use crate::probe::Looking;
 
 /// A clock that differs by less is no finding.
 const CLOCKS: Duration = Duration::from_secs(60);
@@ -35,17 +33,9 @@ pub(super) enum Schedule {
 }
 
 /// Looks at all forms of all files.
-pub(super) async fn look(files: &[PathBuf], looking: &Arc<Semaphore>, now: Timestamp) -> Result<Schedule, Failure> {
-    let failed = |error: &dyn std::fmt::Display| Failure::new(Reason::Internal, format!("looking at the files failed: {error}"));
+pub(super) async fn look(files: &[PathBuf], looking: &Looking, now: Timestamp) -> Result<Schedule, Failure> {
     let files = files.to_vec();
-    // The permit travels into the thread, which may outlive this run.
-    let permit = looking.clone().acquire_owned().await.map_err(|error| failed(&error))?;
-    let looked = tokio::task::spawn_blocking(move || {
-        let newest = newest(&files, now);
-        drop(permit);
-        newest
-    });
-    looked.await.map_err(|error| failed(&error))?
+    looking.at(move || newest(&files, now)).await?
 }
 
 fn newest(files: &[PathBuf], now: Timestamp) -> Result<Schedule, Failure> {

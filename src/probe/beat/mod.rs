@@ -15,17 +15,15 @@ mod database;
 mod file;
 
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use tokio::sync::Semaphore;
 
 use self::count::{Count, Ran};
 use self::database::{Limits, Table};
 use self::file::Schedule;
-use super::{Planned, Probe, Recorder, Shared, failure_of_broker};
+use super::{Looking, Planned, Probe, Recorder, Shared, failure_of_broker};
 use crate::model::decode::Spanned;
 use crate::model::duration::{print, print_measured};
 use crate::model::{Failure, Family, Reason, Sight};
@@ -89,7 +87,7 @@ pub fn plan(config: &BeatConfig, _: &str, shared: &Shared) -> Result<Vec<Planned
         (Some(_), None) => return Err("task: expected via as well, the name of a rabbitmq probe: workers are asked through it".to_owned()),
         (None, Some(_)) => return Err("via: expected task as well, the name of a periodic task".to_owned()),
     };
-    Ok(Planned::only(Beat { config: config.clone(), count, table, looking: Arc::new(Semaphore::new(1)) }))
+    Ok(Planned::only(Beat { config: config.clone(), count, table, looking: Looking::default() }))
 }
 
 struct Beat {
@@ -97,7 +95,7 @@ struct Beat {
     count: Option<Count>,
     table: Option<Table>,
     /// One look at the files at a time: on a dead network mount it may outlive its run.
-    looking: Arc<Semaphore>,
+    looking: Looking,
 }
 
 impl Probe for Beat {

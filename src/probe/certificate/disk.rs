@@ -11,7 +11,6 @@ use rustls::crypto::ring::sign::any_supported_type;
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::sign::CertifiedKey;
-use tokio::sync::Semaphore;
 
 use super::facts::Facts;
 use super::{record_dates, record_remaining};
@@ -20,7 +19,7 @@ use crate::client::secret::{self, SecretError};
 use crate::client::net;
 use crate::client::process::{self, own_user};
 use crate::model::{Failure, Family, Reason, Sight, Timestamp};
-use crate::probe::{Probe, Recorder};
+use crate::probe::{Looking, Probe, Recorder};
 use crate::tasks;
 
 /// The most files of one look.
@@ -38,7 +37,7 @@ static KEY_MATCHES: Family =
 pub(super) struct Disk {
     patterns: Vec<String>,
     /// One look at a time: a network file system that hangs takes one thread, not one in every run.
-    permit: Arc<Semaphore>,
+    looking: Looking,
 }
 
 /// What was found.
@@ -72,23 +71,14 @@ pub(super) struct Denied {
 
 impl Disk {
     pub(super) fn new(patterns: Vec<String>) -> Self {
-        Self { patterns, permit: Arc::new(Semaphore::new(1)) }
+        Self { patterns, looking: Looking::default() }
     }
 
     /// Looks at all files, in a thread that may block.
     pub(super) async fn look(&self) -> Look {
         let patterns = self.patterns.clone();
-        // Never closed, so a permit comes; it travels into the thread, which may outlive this run.
-        let permit = self.permit.clone().acquire_owned().await;
-        let looked = tokio::task::spawn_blocking(move || {
-            let look = look(&patterns);
-            drop(permit);
-            look
-        });
-        looked.await.unwrap_or_else(|error| Look {
-            broken: vec![Failure::new(Reason::Internal, format!("looking at the files failed: {error}"))],
-            ..Look::default()
-        })
+        let looked = self.looking.at(move || look(&patterns)).await;
+        looked.unwrap_or_else(|failure| Look { broken: vec![failure], ..Look::default() })
     }
 
     /// Says what is looked at.

@@ -256,4 +256,21 @@ mod tests {
             assert!(found.contains(why), "{text}: {found}");
         }
     }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_stands_there_is_a_schedule_that_goes_forward_or_a_mistake(
+            text in proptest::prop_oneof![
+                "([0-9*,/a-z-]{0,6} ){0,5}[0-9*,/a-z-]{0,6}",
+                "(\\*|[0-5]?[0-9](-[0-5]?[0-9])?)(/[0-9]{1,2})? (\\*|[01]?[0-9]) (\\*|[0-3]?[0-9]) (\\*|1?[0-9]) (\\*|[0-7])",
+                ".{0,80}",
+            ],
+            seconds in 0i64..4_102_444_800,
+        ) {
+            let moment = Timestamp::from_second(seconds).expect("is one");
+            if let Ok(cron) = Cron::parse(&text) && let Some(next) = cron.after(moment, &zone()) {
+                proptest::prop_assert!(next.latest > moment && next.earliest <= next.latest, "{text} after {moment}: {next:?}");
+            }
+        }
+    }
 }

@@ -71,7 +71,7 @@ crate::config_struct! {
 /// # Errors
 /// A password or a file of authorities that cannot be read, a limit out of its range.
 pub fn plan(config: &MysqlConfig, name: &str, shared: &Shared) -> Result<Vec<Planned>, String> {
-    // What could not be offered says why once more, in the same words.
+    // What could not be offered fails here again, for the same reason; `plan_entries` says it once.
     let session = shared.database(name).or_else(|_| session(config, shared))?;
     Ok(Planned::only(Mysql { config: config.clone(), session, sizes: Seldom::default(), few: AtomicBool::new(false) }))
 }
