@@ -24,6 +24,7 @@ const BYTES: [u8; 4096] = [b'p'; 4096];
 const WITHIN: Duration = Duration::from_secs(20);
 
 #[derive(Debug, Args)]
+#[command(after_help = "Example: proctor run uploads --checks -- proctor try-folders /data/submissions")]
 pub(super) struct TryFolders {
     /// Folders that uploads go to
     #[arg(required = true, value_name = "FOLDER", num_args = 1..=MAX_CHECKS)]

@@ -83,7 +83,7 @@ async fn a_dead_resolver_is_one_mail_and_its_end_another_and_what_is_on_this_hos
     proctor.shows("proctor_cannot_see 1", SOON).await;
     proctor.shows("proctor_alerts{state=\"firing\"} 4", SOON).await;
     let page = proctor.get("/").await.expect("it answers");
-    assert!(page.contains("Proctor cannot see since") && page.contains("of 3 names"), "{page}");
+    assert!(page.contains("<strong>Proctor cannot see beyond this host</strong>") && page.contains("of 3 names"), "{page}");
     // What is on this host dies meanwhile.
     drop(near);
     let about = |name: &str, state: &str| {
