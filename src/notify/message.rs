@@ -442,7 +442,13 @@ impl Story<'_> {
             }
             (state @ ("RESOLVED" | "REPAIRED"), _) => format!("{state}: {what}, after {}", lasted(first, self.now)),
             (state, _) if self.reason == Reason::Reminder => format!("{state}, still: {what}, since {hour} ({ago} ago){worth}"),
-            (state, _) => format!("{state}: {what}, since {hour} ({ago} ago){worth}"),
+            (state, _) => {
+                let mut over: Vec<String> = self.ended.iter().map(|alert| name(alert)).collect();
+                over.dedup();
+                over.truncate(3);
+                let over = if over.is_empty() { String::new() } else { format!("; over: {}", over.join(", ")) };
+                format!("{state}: {what}, since {hour} ({ago} ago){worth}{over}")
+            }
         }
     }
 
@@ -493,6 +499,10 @@ impl Story<'_> {
         sections.push(Section::fixed("Evidence", evidence.take(3 * MAX_EVIDENCE).chain(seen.take(MAX_SEEN))));
         if !over {
             sections.push(Section::prose("What to do now", self.advice()));
+            sections.push(Section::prose(
+                "To look closer",
+                ["`proctor alert list` on the host shows what fires, `proctor check` asks every service once.".to_owned()],
+            ));
             sections.push(Section::fixed("To be told nothing about it for 2 hours", [self.silence()]));
         }
         sections.push(Section::prose("Please note", self.notes.iter().map(|note| line(note, 500))));
@@ -575,9 +585,6 @@ impl Story<'_> {
         }
         if self.firing.iter().any(|alert| gave_up(alert).is_some()) {
             advice.push("Proctor tries no more for now: somebody must look.".to_owned());
-        }
-        if advice.is_empty() {
-            advice.push("`proctor alert list` on the host shows what fires, `proctor check` asks every service once.".to_owned());
         }
         advice
     }

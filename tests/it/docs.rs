@@ -183,6 +183,39 @@ fn what_the_documentation_gives_to_a_shell_or_to_prometheus_is_right_there() {
 }
 
 /// The place that a heading leads to, as GitHub and most others make it.
+#[test]
+fn with_the_logging_of_the_documentation_django_mails_what_visitors_meet_and_not_what_only_proctor_saw() {
+    let Some(venv) = super::support::gunicorn::venv() else { return };
+    let page = fs::read_to_string(root().join("docs/probes/http.md")).expect("is text");
+    let (_, _, settings) = parts(&page).into_iter().find(|(_, language, _)| *language == Some("python")).expect("the page has it");
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("shown.py"), settings).expect("it can be written");
+    let site = "
+import sys, django
+from shown import LOGGING
+from django.conf import settings
+settings.configure(DEBUG=False, ALLOWED_HOSTS=['*'], ADMINS=[('Ann', 'ann@example.org')], ROOT_URLCONF='__main__', SECRET_KEY='x',
+                   EMAIL_BACKEND='django.core.mail.backends.locmem.EmailBackend', LOGGING=LOGGING)
+django.setup()
+from django.core import mail
+from django.test import Client
+from django.urls import path
+urlpatterns = [path('', lambda request: 1 / 0)]
+mail.outbox = []
+for agent in sys.argv[1:]:
+    Client(raise_request_exception=False).get('/', headers={'user-agent': agent})
+    print(agent, len(mail.outbox))
+";
+    let agent = concat!("Proctor/", env!("CARGO_PKG_VERSION"));
+    let output = std::process::Command::new(venv.join("bin/python"))
+        .args(["-c", site, agent, "Mozilla/5.0", agent])
+        .env("PYTHONPATH", folder.path())
+        .output()
+        .expect("python runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(said, format!("{agent} 0\nMozilla/5.0 1\n{agent} 1\n"), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
 fn anchor(heading: &str) -> String {
     let kept = heading.to_lowercase().chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_')).collect::<String>();
     kept.replace(' ', "-")

@@ -130,7 +130,15 @@ pub(super) const CASES: &[Case] = &[
         &[Stalled],
         &["GunicornCrashLoop"],
     ),
-    case("memcached", "it does not answer, or not as it should", "", &["memcached_up 0"], ANY, &["MemcachedDown"]),
+    case(
+        "memcached",
+        "it does not answer, or not as it should",
+        "",
+        &["memcached_up 0"],
+        &[Resolve, Refused, ConnectTimeout, AnswerTimeout, Eof, Protocol, Mismatch],
+        &["MemcachedDown"],
+    ),
+    case("memcached", "all its connections are in use", "", &["memcached_up 0"], &[Saturated], &["MemcachedSaturated"]),
     case(
         "certificate",
         "a file is missing or broken",
