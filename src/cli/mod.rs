@@ -104,6 +104,9 @@ What is broken at the end of a hold is mailed then. Nothing is repaired during a
 The job runs whether or not Proctor takes the report. docs/probes/heartbeat.md")]
     Run(run::Run),
     /// Creates a file in each folder, as whoever runs this, removes it, and prints what came of it for `proctor run --checks`
+    #[command(after_help = "Example: proctor run uploads --checks -- proctor try-folders /data/submissions
+
+As a timer of the site's own user: proctor render uploads --help")]
     TryFolders(folders::TryFolders),
     /// Looks at the alerts, and acknowledges them
     #[command(subcommand)]

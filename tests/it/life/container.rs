@@ -380,6 +380,10 @@ async fn the_package_installs_runs_upgrades_and_is_purged_without_a_trace() {
     assert_eq!(host.show("ActiveState"), "active", "{said}\n{}", journal());
     assert_eq!(host.run(&["systemctl", "is-enabled", "proctor.service"]), "enabled");
     assert_eq!(host.run(&["stat", "-c", "%U", &format!("/proc/{}", host.show("MainPID"))]), "proctor");
+    let brought =
+        "/usr/share/man/man1/proctor-check.1.gz /usr/share/bash-completion/completions/proctor /usr/share/doc/proctor/docs/recipes.md";
+    assert_eq!(host.run(&["sh", "-c", &format!("ls {brought} | wc -l")]), "3");
+    assert!(host.run(&["proctor", "health"]).contains("well"), "{}", host.run(&["proctor", "health"]));
     assert!(journal().contains("watching"), "without a configuration it looks around: {}", journal());
     assert_eq!(host.run(&["stat", "-c", "%a %U", "/var/lib/proctor", "/var/lib/proctor/state.db"]), "700 proctor\n600 proctor");
 
