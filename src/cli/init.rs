@@ -29,7 +29,7 @@ pub(super) struct Init {
     #[arg(long, short, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Says what the host has and the file does not, and what the host no longer has; writes nothing
-    #[arg(long, conflicts_with = "output")]
+    #[arg(long)]
     diff: bool,
     /// manage.py of the site, or its folder; default: where gunicorn and Celery run
     #[arg(long, value_name = "PATH")]
@@ -49,6 +49,13 @@ pub(super) struct Init {
 }
 
 pub(super) fn run(named: Option<&Path>, init: &Init) -> Result<Exit, Box<dyn Error + Send + Sync>> {
+    if let Some(output) = init.output.as_deref().filter(|_| init.diff) {
+        return Err(format!(
+            "--diff writes nothing, so it takes no --output: the file to compare with is named by --config: proctor init --diff --config {}",
+            output.display()
+        )
+        .into());
+    }
     let file = init.output.as_deref().or(named).unwrap_or(Path::new(DEFAULT_CONFIG));
     let file = std::path::absolute(file)?;
     if init.diff {

@@ -95,6 +95,8 @@ pub struct Entry {
     pub body: String,
     /// What it needs, by name.
     pub depends_on: Vec<String>,
+    /// What it may need, by name: nothing says so for sure, and a wrong parent would hide a failure.
+    pub maybe: Vec<String>,
     /// What to take instead once more is open to Proctor.
     pub later: Option<String>,
 }

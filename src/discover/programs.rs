@@ -7,6 +7,8 @@ use crate::probe::tunnel;
 
 /// How many words from the first on may hold the program, behind an interpreter and its options.
 const FIRST: usize = 4;
+/// Where Proctor listens unless its configuration names another port.
+const PROCTOR: u16 = 9797;
 
 /// Says whether a process is this program, run by itself or by Python.
 pub fn is(process: &Process, program: &str) -> bool {
@@ -49,6 +51,7 @@ pub fn claims(process: &Process, at: &At) -> bool {
     };
     match process.name.as_str() {
         "ssh" | "autossh" => tunnel::far_end(&process.command, port).is_some(),
+        "proctor" => port == PROCTOR && process.command.iter().any(|word| word == "serve"),
         "docker-proxy" => options(&process.command, "-host-port", "-host-port").contains(&port.to_string().as_str()),
         _ => is(process, "gunicorn") && options(&process.command, "-b", "--bind").iter().any(|bind| bind.ends_with(&format!(":{port}"))),
     }
@@ -143,6 +146,7 @@ mod tests {
         assert!(claims(&gunicorn, &tcp(8000)) && !claims(&gunicorn, &tcp(800)) && claims(&gunicorn, &At::Unix("/run/g.sock".into())));
         assert!(claims(&process("ssh -N -L 50000:db:50000 jump"), &tcp(50000)));
         assert!(!claims(&process("vim 127.0.0.1:8000"), &tcp(8000)));
+        assert!(claims(&process("/usr/bin/proctor serve"), &tcp(9797)) && !claims(&process("/usr/bin/proctor init"), &tcp(9797)));
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! What was found, as a commented configuration.
 
-use super::{Found, Half};
+use super::{Entry, Found, Half};
 
 /// Returns the text of a configuration: what is watched, what could be, and at its end what is not.
 pub fn text(found: &Found) -> String {
@@ -39,7 +39,13 @@ pub fn text(found: &Found) -> String {
     }
     for entry in &found.entries {
         lines.extend([String::new(), format!("  # {}", entry.about)]);
+        if found.asked.is_some() && asks_django(entry) {
+            lines.push("  # Django mails its ADMINS each answer of 5xx, also to Proctor's own requests: docs/probes/http.md#django-mails-admins-too".to_owned());
+        }
         lines.extend(entry.line().map(|line| format!("  {line}")));
+        if !entry.maybe.is_empty() {
+            lines.push(format!("  # depends_on: [{}]   # if it uses it", entry.maybe.join(", ")));
+        }
         if let Some(later) = &entry.later {
             lines.push("  # instead, once it is open (how: at the end of this file):".to_owned());
             lines.push(format!("  # {}", entry.with(later)));
@@ -58,6 +64,15 @@ pub fn text(found: &Found) -> String {
         lines.extend(found.unseen.iter().map(|line| format!("# - {}", clean(line))));
     }
     lines.join("\n") + "\n"
+}
+
+/// Says whether a probe asks for pages of the site.
+fn asks_django(entry: &Entry) -> bool {
+    let bodies = || [Some(&entry.body), entry.later.as_ref()].into_iter().flatten();
+    bodies().any(|body| {
+        let asks = |kind: &str| body.starts_with(kind);
+        asks("gunicorn: ") || asks("http: ") || (asks("nginx: ") && body.contains("sites: "))
+    })
 }
 
 fn remark(lines: &mut Vec<String>, title: &str, all: &[Half]) {

@@ -499,6 +499,12 @@ fn units_of_systemd_and_services_of_compose_are_found() {
 }
 
 #[test]
+fn a_comparison_with_an_output_says_how_its_file_is_named() {
+    let output = Command::new(env!("CARGO_BIN_EXE_proctor")).args(["init", "--diff", "--output", "x.yml"]).output().expect("it runs");
+    assert!(output.status.code() == Some(2) && said(&output).contains("proctor init --diff --config x.yml"), "{}", said(&output));
+}
+
+#[test]
 fn a_configuration_that_watches_nothing_is_right_and_warned_of() {
     let folder = tempfile::tempdir().expect("a folder");
     let file = folder.path().join("empty.yml");

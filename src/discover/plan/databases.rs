@@ -1,5 +1,7 @@
 //! Databases: those that listen here, and the one that Django names elsewhere.
 
+use std::path::Path;
+
 use super::super::django::Database;
 use super::super::sockets::{At, Listener, Process};
 use super::ports::{Kind, is_here};
@@ -42,7 +44,7 @@ impl Plan<'_> {
         };
         let through = site.port.parse().ok().filter(|_| is_here(&site.host));
         if let Some((_, tunnel)) = self.names.tunnels.iter().find(|(port, _)| Some(*port) == through) {
-            self.names.database = Some(tunnel.clone());
+            self.names.database.named = Some(tunnel.clone());
         } else if !is_here(&site.host) && !site.host.starts_with('/') && is_word(&site.host) {
             self.elsewhere(&site);
         }
@@ -53,10 +55,13 @@ impl Plan<'_> {
         let engine = if server.postgres { ["postg", "pgsql"] } else { ["mysql", "maria"] };
         let usual = if server.postgres { 5432 } else { 3306 };
         let fits = |database: &&Database| {
-            let here = is_here(&database.host) || database.host.starts_with('/');
+            // A socket's folder, or for MySQL the socket itself.
+            let socket = |path: &str| matches!(server.unix, Some(At::Unix(unix)) if unix == Path::new(path) || unix.parent() == Some(Path::new(path)));
+            let here = is_here(&database.host) || socket(&database.host);
             let at = database.port.parse().unwrap_or(usual);
-            here && engine.iter().any(|engine| database.engine.contains(engine))
-                && (port(server.tcp.or(server.unix)) == Some(at) || server.tcp.is_none())
+            let known = port(server.tcp.or(server.unix));
+            // The socket of a MySQL names no port.
+            here && engine.iter().any(|engine| database.engine.contains(engine)) && known.is_none_or(|known| known == at)
         };
         let databases = &self.settings()?.databases;
         databases.iter().filter(fits).min_by_key(|database| database.alias != "default")
@@ -137,9 +142,11 @@ impl Plan<'_> {
     }
 
     fn remember(&mut self, name: String, of_site: bool) {
-        if of_site || self.names.database.is_none() {
-            self.names.database = Some(name);
+        // Of several that fit the first stays.
+        if of_site && self.names.database.named.is_none() {
+            self.names.database.named = Some(name.clone());
         }
+        self.names.database.all.push(name);
     }
 
     /// The database of the site on another host.
@@ -157,13 +164,13 @@ impl Plan<'_> {
         let about = format!("the site's database at {}:{port}", site.host);
         if there {
             let name = self.add("database", body, format!("{about}: whether it lets in, answers and takes writes"));
-            self.names.database = Some(name);
+            self.names.database.named = Some(name);
             return;
         }
         // A MySQL whose greeting nobody answers would block this host after a hundred times.
         let tcp = if postgres { format!("tcp: {{address: {address}}}") } else { String::new() };
         let name = self.add("database", tcp, format!("{about}: whether the port opens"));
-        self.names.database = Some(name);
+        self.names.database.named = Some(name);
         let command = format!("{} and make the user there with it as docs/probes/{kind}.md says", self.make_password(&secret));
         self.half(Some(body), format!("{about}: not whether it lets in, answers and takes writes"), command);
     }

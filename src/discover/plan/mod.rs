@@ -15,6 +15,10 @@ use crate::probe::ProbeConfig;
 
 /// The most ports of programs that are not known here.
 const MAX_UNKNOWN: usize = 40;
+/// The most ports that are named of those whose owner is not seen.
+const MAX_UNSEEN: usize = 10;
+/// The most services of a kind that are named as what a site may need.
+const MAX_MAYBE: usize = 10;
 
 /// Says what follows.
 pub(super) fn plan(facts: &Facts) -> Found {
@@ -40,12 +44,29 @@ pub(super) fn plan(facts: &Facts) -> Found {
 #[derive(Default)]
 struct Names {
     rabbitmq: Option<String>,
-    database: Option<String>,
-    cache: Option<String>,
+    database: Need,
+    cache: Need,
     celery: Option<String>,
-    gunicorn: Option<String>,
+    gunicorn: Need,
     /// Where the tunnels listen.
     tunnels: Vec<(u16, String)>,
+}
+
+/// A service that a site may need: which it is, or which it may be.
+#[derive(Default)]
+struct Need {
+    /// The one that Django names, or behind a tunnel.
+    named: Option<String>,
+    /// Every one of its kind on this host.
+    all: Vec<String>,
+}
+
+impl Need {
+    /// Returns the one that is needed for sure: the one that Django names, or the only one where Django said nothing of its kind.
+    fn sure(&self, said: bool) -> Option<String> {
+        let only = || if let ([only], false) = (self.all.as_slice(), said) { Some(only.clone()) } else { None };
+        self.named.clone().or_else(only)
+    }
 }
 
 struct Plan<'a> {
@@ -116,12 +137,24 @@ impl<'a> Plan<'a> {
         self.found.unwatched.push(Half { what, command });
     }
 
-    fn needs(&mut self, name: &str, on: impl IntoIterator<Item = Option<String>>) {
+    fn needs(&mut self, name: &str, on: Option<String>) {
         let active = |name: &String| self.found.entries.iter().any(|entry| entry.name == *name && !entry.body.is_empty());
-        let on: Vec<String> = on.into_iter().flatten().filter(active).collect();
+        let on = on.filter(active).filter(|on| on != name);
         if let Some(entry) = self.found.entries.iter_mut().find(|entry| entry.name == name) {
-            entry.depends_on.extend(on.into_iter().filter(|on| on != name));
+            entry.depends_on.extend(on);
         }
+    }
+
+    /// Says of an entry what it may need, as a comment.
+    fn may_need(&mut self, name: &str, on: Vec<String>) {
+        if let Some(entry) = self.found.entries.iter_mut().find(|entry| entry.name == name) {
+            entry.maybe.extend(on.into_iter().filter(|on| on != name).take(MAX_MAYBE));
+        }
+    }
+
+    /// Says whether Django said this part of its settings.
+    fn said(&self, part: &str) -> bool {
+        self.settings().is_some_and(|settings| !settings.unknown.iter().any(|unknown| unknown.starts_with(part)))
     }
 
     /// Returns where the password of a service lies or will lie, and whether it is there.
@@ -169,7 +202,10 @@ impl<'a> Plan<'a> {
         });
         self.found.unseen.extend(unseen);
         let names: Vec<String> = self.found.entries.iter().filter(|entry| !entry.body.is_empty()).map(|entry| entry.name.clone()).collect();
-        self.found.entries.iter_mut().for_each(|entry| entry.depends_on.retain(|on| names.contains(on)));
+        self.found.entries.iter_mut().for_each(|entry| {
+            entry.depends_on.retain(|on| names.contains(on));
+            entry.maybe.retain(|on| names.contains(on));
+        });
     }
 
     /// Says why Django said nothing, and which of its settings it could not say.

@@ -1,8 +1,11 @@
 //! What listens: each port by its owner, and by its number only where that may not be seen.
 
+use std::net::IpAddr;
+
+use super::super::django::{Cache, Place};
 use super::super::programs;
 use super::super::sockets::{At, Listener};
-use super::{MAX_UNKNOWN, Plan, is_word, list, quoted};
+use super::{MAX_UNKNOWN, MAX_UNSEEN, Plan, is_word, list, quoted};
 use crate::probe::tunnel::{self, Dialect};
 
 /// What listens at a port.
@@ -23,6 +26,9 @@ pub(super) enum Kind {
     Own,
     Unknown,
 }
+
+/// The usual port of a broker.
+pub(super) const AMQP: u16 = 5672;
 
 /// Programs of the host that are no service of the site.
 const OWN: [&str; 16] = [
@@ -62,9 +68,20 @@ impl Plan<'_> {
             ("postgres", _) => Kind::Postgres,
             ("mariadbd" | "mysqld", _) => Kind::Mysql,
             ("redis-server" | "valkey-server", _) => Kind::Redis,
-            ("beam.smp", port) if port == self.broker_port() => Kind::Rabbitmq,
-            ("beam.smp", _) => Kind::Erlang,
+            (name, _) if self.broker_here() == Some(port) && !OWN.contains(&name) => Kind::Rabbitmq,
+            ("beam.smp", AMQP) => Kind::Rabbitmq,
+            ("beam.smp", 4369 | 15672 | 15692 | 25672) => Kind::Erlang,
+            ("beam.smp", _) if self.is_of_broker(listener) => Kind::Erlang,
+            // Django knows what it connects to, also where the owner may not be seen.
+            ("" | "docker-proxy", _) if self.database_at(port).is_some() => {
+                if self.database_at(port) == Some(Dialect::Postgres) {
+                    Kind::Postgres
+                } else {
+                    Kind::Mysql
+                }
+            }
             ("java", port) if port == 9200 || self.search_of(port).is_some() => Kind::Search,
+            ("" | "docker-proxy", _) if self.is_cache(&listener.at) => Kind::Memcached,
             ("" | "docker-proxy", 11211) => Kind::Memcached,
             ("" | "docker-proxy", 5432) => Kind::Postgres,
             ("" | "docker-proxy", 3306) => Kind::Mysql,
@@ -79,10 +96,41 @@ impl Plan<'_> {
         }
     }
 
-    /// Returns the port of the broker that Django names, where that is one of this host, else the usual one.
-    fn broker_port(&self) -> u16 {
-        let broker = self.settings().and_then(|settings| settings.celery.as_ref()).map(|celery| &celery.broker);
-        broker.filter(|broker| is_here(&broker.host) && broker.scheme.starts_with("amqp")).and_then(|broker| broker.port).unwrap_or(5672)
+    /// Returns the broker that Django names, where it speaks AMQP.
+    pub(super) fn broker(&self) -> Option<&'_ Place> {
+        self.settings().and_then(|settings| settings.celery.as_ref()).map(|celery| &celery.broker).filter(|broker| is_amqp(&broker.scheme))
+    }
+
+    /// Returns the port of the broker that Django names, where that is one of this host.
+    fn broker_here(&self) -> Option<u16> {
+        self.broker().filter(|broker| is_here(&broker.host)).map(|broker| broker.port.unwrap_or(AMQP))
+    }
+
+    /// Says whether it is another port of a broker that is found by its own.
+    fn is_of_broker(&self, listener: &Listener) -> bool {
+        let broker = |other: &Listener| other.at.port().is_some_and(|port| port == AMQP || self.broker_here() == Some(port));
+        self.facts.listeners.iter().any(|other| other.owner == listener.owner && broker(other))
+    }
+
+    /// Says whether it is a memcached that Django names.
+    fn is_cache(&self, at: &At) -> bool {
+        let memcached = |cache: &&Cache| cache.backend.to_ascii_lowercase().contains("memcache");
+        let caches = self.settings().into_iter().flat_map(|settings| &settings.caches);
+        caches.filter(memcached).any(|cache| cache.locations.iter().any(|one| named(one, at)))
+    }
+
+    /// Returns what Django's database speaks that is at this port of this host.
+    fn database_at(&self, port: u16) -> Option<Dialect> {
+        let here = self.settings()?.databases.iter().filter(|database| is_here(&database.host));
+        let mut here = here.filter_map(|database| {
+            let (dialect, usual) = match &database.engine {
+                engine if engine.contains("postg") || engine.contains("pgsql") => (Dialect::Postgres, 5432),
+                engine if engine.contains("mysql") || engine.contains("maria") => (Dialect::Mysql, 3306),
+                _ => return None,
+            };
+            (database.port.parse().unwrap_or(usual) == port).then_some(dialect)
+        });
+        here.next()
     }
 
     pub(super) fn ports(&mut self) {
@@ -93,13 +141,15 @@ impl Plan<'_> {
             self.tunnel(listener);
         }
         self.databases(&all);
-        let mut unknown = 0;
+        let (mut unknown, mut unseen) = (0, Vec::new());
         for (kind, listener) in all {
             match kind {
                 Kind::Memcached => self.memcached(&listener.at),
                 Kind::Rabbitmq => self.rabbitmq(listener),
                 Kind::Search => self.search(&listener.at),
                 Kind::Redis => self.redis(&listener.at),
+                // Those of the web are looked at by nginx's name.
+                Kind::Unknown if listener.owner.is_none() => unseen.extend(listener.at.port().filter(|port| !matches!(port, 80 | 443))),
                 Kind::Unknown if listener.at.port().is_some() && unknown < MAX_UNKNOWN => {
                     unknown += 1;
                     self.unknown(listener);
@@ -107,6 +157,22 @@ impl Plan<'_> {
                 _ => {}
             }
         }
+        self.unseen(&unseen);
+    }
+
+    /// Says of all ports whose owner is not seen in one line: each by itself would hide what is worth reading.
+    fn unseen(&mut self, ports: &[u16]) {
+        if ports.is_empty() {
+            return;
+        }
+        let named: Vec<String> = ports.iter().take(MAX_UNSEEN).map(u16::to_string).collect();
+        let more = if ports.len() > MAX_UNSEEN { " …" } else { "" };
+        let (counted, whose) = if ports.len() == 1 { ("port", "it is") } else { ("ports", "they are") };
+        self.found.unseen.push(format!(
+            "{} {counted} ({}{more}): whose {whose} is not seen; run this command as root",
+            ports.len(),
+            named.join(", ")
+        ));
     }
 
     fn memcached(&mut self, at: &At) {
@@ -118,9 +184,10 @@ impl Plan<'_> {
         );
         let of_site =
             self.settings().is_some_and(|settings| settings.caches.iter().any(|cache| cache.locations.iter().any(|one| named(one, at))));
-        if of_site || self.names.cache.is_none() {
-            self.names.cache = Some(name);
+        if of_site && self.names.cache.named.is_none() {
+            self.names.cache.named = Some(name.clone());
         }
+        self.names.cache.all.push(name);
     }
 
     /// Watches a tunnel in the protocol that its far port is known for; by its near end only where that is none.
@@ -132,20 +199,25 @@ impl Plan<'_> {
             None => "an end that its command line does not name".to_owned(),
         };
         let (name, address) = (format!("tunnel-{port}"), quoted(&at.to_string()));
-        let speaks = far_end.and_then(|(_, port)| Dialect::of_port(port)).map(Dialect::as_str);
-        let name = if let Some(speaks) = speaks {
+        // Django knows what it speaks through it, whatever the ports.
+        let mysql = matches!(far_end, Some((_, 3306))).then_some(Dialect::Mysql);
+        let speaks = self.database_at(port).or_else(|| far_end.and_then(|(_, port)| Dialect::of_port(port))).or(mysql);
+        // To ask a MySQL costs it a refused login: that is for somebody to decide.
+        let name = if let Some(speaks) = speaks.filter(|speaks| *speaks != Dialect::Mysql).map(Dialect::as_str) {
             let body = format!("tunnel: {{address: {address}, speaks: {speaks}}}, interval: 30s");
             self.add(&name, body, format!("ssh tunnel at {at} to {far}: whether its far end says the first bytes of {speaks}"))
         } else {
             let name =
                 self.add(&name, format!("tcp: {{address: {address}}}"), format!("ssh tunnel at {at} to {far}: whether its near end opens"));
-            let line = format!("tunnel: {{address: {address}, speaks: generic}}, interval: 30s");
+            let speaks = speaks.unwrap_or(Dialect::Generic);
+            let line = format!("tunnel: {{address: {address}, speaks: {}}}, interval: 30s", speaks.as_str());
             let what = format!("ssh tunnel at {at}: its near end, not its far end");
-            self.half(
-                Some(line),
-                what,
-                "put what it speaks in place of generic (docs/probes/tunnel.md), and take the commented line instead".to_owned(),
-            );
+            let how = if speaks == Dialect::Generic {
+                "put what it speaks in place of generic, by which silence is a failure (docs/probes/tunnel.md), and take the commented line instead"
+            } else {
+                "take the commented line instead; what it costs the MySQL: docs/probes/tunnel.md"
+            };
+            self.half(Some(line), what, how.to_owned());
             name
         };
         self.names.tunnels.push((port, name));
@@ -156,7 +228,7 @@ impl Plan<'_> {
         let Some(port) = at.port() else { return };
         let host = if let At::Tcp(address) = at { address.ip().to_string() } else { return };
         let celery = self.settings().and_then(|settings| settings.celery.as_ref());
-        let vhost = celery.map(|celery| vhost(&celery.broker.path)).filter(|_| self.broker_port() == port);
+        let vhost = celery.map(|celery| vhost(&celery.broker.path)).filter(|_| self.broker_here() == Some(port));
         let queues = self.queues();
         let (secret, there) = self.secret("rabbitmq");
         let mut body = format!("rabbitmq: {{host: {}, port: {port}", quoted(&host));
@@ -175,12 +247,12 @@ impl Plan<'_> {
         let about = format!("RabbitMQ at {at}");
         if there {
             let name = self.add("rabbitmq", body, format!("{about}: its queues and their consumers, and whether it takes messages"));
-            self.names.rabbitmq = Some(name);
+            self.remember_broker(name, port);
             return;
         }
         let name =
             self.add("rabbitmq", format!("tcp: {{address: {}}}", quoted(&at.to_string())), format!("{about}: whether the port opens"));
-        self.names.rabbitmq = Some(name);
+        self.remember_broker(name, port);
         let vhost = vhost.filter(|vhost| is_word(vhost)).unwrap_or_else(|| "/".to_owned());
         let ctl = self.inside(at).unwrap_or_default() + "rabbitmqctl";
         let command = format!(
@@ -188,6 +260,13 @@ impl Plan<'_> {
             self.make_password(&secret)
         );
         self.half(Some(body), format!("{about}: its port, not its queues, consumers, alarms, and nothing of Celery"), command);
+    }
+
+    /// The broker of Celery is the one that Django names, where it names one.
+    fn remember_broker(&mut self, name: String, port: u16) {
+        if self.broker().is_none() || self.broker_here() == Some(port) {
+            self.names.rabbitmq = Some(name);
+        }
     }
 
     /// Returns the queues that workers take from, as far as that can be seen, else those that Django names.
@@ -256,25 +335,26 @@ impl Plan<'_> {
 
     fn unknown(&mut self, listener: &Listener) {
         let at = &listener.at;
-        let name = match listener.owner.as_ref().map(|owner| owner.name.as_str()) {
-            Some("docker-proxy") => {
+        let name = match listener.owner.as_ref().map_or("", |owner| owner.name.as_str()) {
+            "docker-proxy" => {
                 at.port().and_then(|port| self.facts.containers.published.get(&port)).map_or("a container", |(name, _)| name.as_str())
             }
-            Some(name) => name,
-            None => "",
+            "beam.smp" => "beam.smp (Erlang; RabbitMQ's broker, perhaps)",
+            name => name,
         };
-        let what = if name.is_empty() {
-            format!("port {at}: its owner is not seen")
-        } else {
-            format!("{name} at {at}: not a service that is known here")
-        };
+        let what = format!("{name} at {at}: not a service that is known here");
         self.unwatched(what, format!("NAME: {{tcp: {{address: {}}}}}", quoted(&at.to_string())));
     }
 }
 
+/// Says whether it is a transport of Celery that speaks AMQP.
+pub(super) fn is_amqp(scheme: &str) -> bool {
+    matches!(scheme, "amqp" | "amqps" | "pyamqp")
+}
+
 /// Says whether a host of the settings is this one.
 pub(super) fn is_here(host: &str) -> bool {
-    matches!(host, "" | "localhost" | "127.0.0.1" | "::1" | "0.0.0.0")
+    matches!(host, "" | "localhost" | "0.0.0.0") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
 }
 
 /// Returns the virtual host of an AMQP URL by its path.

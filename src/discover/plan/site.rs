@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::super::nginx::{Server, is_name, status};
 use super::super::sockets::At;
 use super::super::{Django, Nginx, programs};
-use super::ports::Kind;
+use super::ports::{AMQP, Kind, is_amqp, is_here};
 use super::{Plan, is_word, list, quoted};
 use crate::notify::Mailbox;
 
@@ -18,8 +18,7 @@ impl Plan<'_> {
         let workers = facts.processes.iter().any(|process| programs::queues(process).is_some());
         let celery = self.settings().and_then(|settings| settings.celery.clone());
         let queues = self.queues();
-        let other =
-            celery.as_ref().map(|celery| celery.broker.scheme.clone()).filter(|scheme| !scheme.starts_with("amqp") && !scheme.is_empty());
+        let other = celery.as_ref().map(|celery| celery.broker.scheme.clone()).filter(|scheme| !is_amqp(scheme) && !scheme.is_empty());
         if let Some(scheme) = other {
             self.unwatched(
                 format!("Celery: its broker speaks {}, and it is asked over RabbitMQ only", scheme.chars().take(20).collect::<String>()),
@@ -45,12 +44,28 @@ impl Plan<'_> {
                 );
             } else {
                 self.unwatched(
-                    format!("{about}: their broker is not on this host"),
+                    format!("{about}: {}", self.no_broker()),
                     "name it under probes: as rabbitmq (docs/probes/rabbitmq.md), then celery: {via: rabbitmq}".to_owned(),
                 );
             }
         }
         self.beat(celery.as_ref().map(|celery| (celery.scheduler.as_str(), celery.scheduled)));
+    }
+
+    /// Says why no broker was found.
+    fn no_broker(&self) -> String {
+        let unknown = "their broker's address could not be found out:";
+        match (&self.facts.django, self.broker()) {
+            (_, Some(broker)) if is_here(&broker.host) => {
+                format!("their broker is at port {} of this host, and no RabbitMQ is seen there", broker.port.unwrap_or(AMQP))
+            }
+            (_, Some(broker)) => format!("their broker is not on this host, but {}:{}", broker.host, broker.port.unwrap_or(AMQP)),
+            (Django::None, None) => format!("{unknown} Django was not asked"),
+            (Django::Failed(_), None) => format!("{unknown} Django did not say its settings"),
+            (Django::Said(..), None) => {
+                format!("{unknown} Django's settings name none as manage.py runs here; is it in the environment of the workers' service?")
+            }
+        }
     }
 
     fn beat(&mut self, settings: Option<(&str, usize)>) {
@@ -62,7 +77,10 @@ impl Plan<'_> {
         if database {
             self.unwatched(
                 "beat, whose schedule is in the site's database".to_owned(),
-                format!("beat: {{beat: {{database: {}}}}} once that probe may log in", self.names.database.as_deref().unwrap_or("NAME")),
+                format!(
+                    "beat: {{beat: {{database: {}}}}} once that probe may log in",
+                    self.names.database.named.as_deref().unwrap_or("NAME")
+                ),
             );
         } else if !files.is_empty() {
             let files: Vec<String> = files.into_iter().take(20).collect();
@@ -71,7 +89,7 @@ impl Plan<'_> {
                 format!("beat: {{files: {}}}", list(&files)),
                 format!("celerybeat: whether it writes its schedule ({})", files.join(", ")),
             );
-            self.needs(&name, [self.names.celery.clone()]);
+            self.needs(&name, self.names.celery.clone());
         } else if settings.is_some_and(|(_, scheduled)| scheduled > 0) {
             self.unwatched(
                 "celerybeat: there are periodic tasks, and no beat is seen to run here".to_owned(),
@@ -133,10 +151,17 @@ impl Plan<'_> {
                     name
                 }
             };
-            if this || self.names.gunicorn.is_none() {
-                self.names.gunicorn = Some(name.clone());
+            if this && folder.is_some() && self.names.gunicorn.named.is_none() {
+                self.names.gunicorn.named = Some(name.clone());
             }
-            self.needs(&name, [self.names.database.clone(), self.names.cache.clone()]);
+            self.names.gunicorn.all.push(name.clone());
+            // Of another site's gunicorn Django's settings say nothing.
+            let other = folder.is_some() && !this;
+            let needs = [("databases", &self.names.database), ("caches", &self.names.cache)];
+            let sure = needs.map(|(part, need)| need.sure(self.said(part)).filter(|_| !other));
+            let maybe = needs.iter().zip(&sure).filter(|(_, sure)| sure.is_none()).flat_map(|((_, need), _)| need.all.clone()).collect();
+            sure.into_iter().for_each(|on| self.needs(&name, on));
+            self.may_need(&name, maybe);
         }
     }
 
@@ -230,7 +255,10 @@ impl Plan<'_> {
                 "see that these names are among Django's ALLOWED_HOSTS (for every other name Django mails its admins), and take the commented line instead".to_owned(),
             );
         }
-        self.needs(&name, [self.names.gunicorn.clone()]);
+        let gunicorn = self.names.gunicorn.sure(false);
+        let maybe = if gunicorn.is_none() { self.names.gunicorn.all.clone() } else { Vec::new() };
+        self.needs(&name, gunicorn);
+        self.may_need(&name, maybe);
     }
 
     pub(super) fn notify(&mut self) {

@@ -248,3 +248,130 @@ fn what_differs_is_said_and_nothing_where_nothing_does() {
     assert_eq!(new, ["port 11213", "unit celery2.service"]);
     assert_eq!(gone, ["nothing listens at port 11212 of this host", "celery.service is neither enabled nor runs"]);
 }
+
+fn entry<'a>(found: &'a Found, name: &str) -> &'a Entry {
+    found.entries.iter().find(|entry| entry.name == name).unwrap_or_else(|| panic!("{name}: {:?}", found.entries))
+}
+
+fn settings_of(facts: &mut Facts) -> &mut Settings {
+    let Django::Said(settings, _) = &mut facts.django else { panic!("Django was asked") };
+    settings
+}
+
+#[test]
+fn a_gunicorn_depends_only_on_what_django_names_or_on_the_only_one() {
+    let on = |facts: &Facts| {
+        let found = plan(facts);
+        let gunicorn = entry(&found, "gunicorn");
+        (gunicorn.depends_on.clone(), gunicorn.maybe.clone(), write::text(&found))
+    };
+    // Django names other addresses than those that listen here: they are another site's.
+    let mut facts = with_django(coursys());
+    settings_of(&mut facts).databases[0].port = "6432".into();
+    settings_of(&mut facts).caches[0].locations = vec!["127.0.0.1:11299".into()];
+    let (sure, maybe, text) = on(&facts);
+    assert_eq!((sure.len(), maybe), (0, ["postgresql", "memcached", "memcached-2"].map(str::to_owned).to_vec()));
+    assert!(text.contains("  # depends_on: [postgresql, memcached, memcached-2]   # if it uses it\n"), "{text}");
+    loads(&text);
+    // It names the second memcached.
+    settings_of(&mut facts).caches[0].locations = vec!["localhost:11212".into()];
+    assert_eq!(on(&facts).0, ["memcached-2"]);
+    // A socket in another folder is another server.
+    settings_of(&mut facts).databases[0] = Database {
+        engine: "django.db.backends.postgresql".into(),
+        host: "/srv/other".into(),
+        alias: "default".into(),
+        ..Database::default()
+    };
+    assert_eq!(on(&facts).0, ["memcached-2"]);
+    settings_of(&mut facts).databases[0].host = "/run/postgresql".into();
+    assert_eq!(on(&facts).0, ["postgresql", "memcached-2"]);
+    // Of another site's gunicorn these settings say nothing.
+    for listener in &mut facts.listeners {
+        if let Some(owner) = listener.owner.as_mut().filter(|owner| owner.command.iter().any(|word| word.ends_with("gunicorn"))) {
+            owner.folder = Some("/srv/other".into());
+        }
+    }
+    assert_eq!(on(&facts).0.len(), 0);
+    // Without Django the only one of a kind is taken, one of several is not.
+    let (sure, maybe, _) = on(&coursys());
+    assert_eq!((sure, maybe), (vec!["postgresql".to_owned()], vec!["memcached".to_owned(), "memcached-2".to_owned()]));
+}
+
+#[test]
+fn a_broker_is_where_django_says_whatever_its_port_and_an_erlang_of_no_known_purpose_is_not_lost() {
+    let at = |port: u16, owner: Option<&str>, broker: Option<Place>| {
+        let mut facts = with_django(coursys());
+        facts.listeners.retain(|listener| !matches!(listener.at.port(), Some(5672 | 15672)));
+        let owner = owner.map(process);
+        facts.listeners.push(listener(&format!("127.0.0.1:{port}"), owner.clone()));
+        facts.listeners.push(listener("127.0.0.1:25672", owner));
+        let celery = &mut settings_of(&mut facts).celery;
+        match broker {
+            Some(broker) => celery.as_mut().expect("a broker").broker = broker,
+            None => *celery = None,
+        }
+        plan(&facts)
+    };
+    let place = |host: &str, port: u16| Some(Place { scheme: "amqp".into(), host: host.into(), port: Some(port), ..Place::default() });
+    let not_watched = |found: &Found| found.unwatched.iter().map(|half| half.what.clone()).collect::<Vec<_>>().join("\n");
+    for owner in [Some("beam.smp"), None, Some("haproxy")] {
+        let found = at(32841, owner, place("127.0.0.2", 32841));
+        assert!(entry(&found, "rabbitmq").body.contains("127.0.0.1:32841"), "{owner:?}");
+        assert!(entry(&found, "celery").later.as_ref().is_some_and(|later| later.contains("via: rabbitmq")));
+    }
+    let found = at(32841, Some("beam.smp"), None);
+    let told = not_watched(&found);
+    assert!(told.contains("beam.smp (Erlang; RabbitMQ's broker, perhaps) at 127.0.0.1:32841") && !told.contains("25672"), "{told}");
+    assert!(told.contains("their broker's address could not be found out: Django's settings name none"), "{told}");
+    let told = not_watched(&at(32841, Some("beam.smp"), place("mq.example.org", 5672)));
+    assert!(told.contains("their broker is not on this host, but mq.example.org:5672"), "{told}");
+    // Another port of a broker that is found is nothing by itself.
+    let told = not_watched(&at(5672, Some("beam.smp"), place("localhost", 5672)));
+    assert!(!told.contains("beam.smp"), "{told}");
+    let mut facts = with_django(coursys());
+    facts.listeners.push(listener("127.0.0.1:6432", None));
+    settings_of(&mut facts).databases[0].host = "127.0.0.1".into();
+    settings_of(&mut facts).databases[0].port = "6432".into();
+    assert_eq!(entry(&plan(&facts), "postgresql-2").body, "tcp: {address: \"127.0.0.1:6432\"}", "by Django's word");
+    facts.listeners.push(listener("127.0.0.1:11219", None));
+    settings_of(&mut facts).caches[0] =
+        Cache { backend: "django.core.cache.backends.memcached.PyMemcacheCache".into(), locations: vec!["localhost:11219".into()] };
+    assert_eq!(entry(&plan(&facts), "gunicorn").depends_on, ["postgresql-2", "memcached-3"]);
+}
+
+#[test]
+fn ports_whose_owner_is_not_seen_are_one_line() {
+    let mut facts = coursys();
+    facts.listeners.extend((0..34).map(|n| listener(&format!("127.0.0.1:{}", 40000 + n), None)));
+    let found = plan(&facts);
+    let told: Vec<&String> = found.unseen.iter().filter(|line| line.contains("whose they are is not seen")).collect();
+    assert_eq!(
+        told,
+        [
+            "35 ports (4711, 40000, 40001, 40002, 40003, 40004, 40005, 40006, 40007, 40008 …): whose they are is not seen; run this command as root"
+        ]
+    );
+    assert!(!found.unwatched.iter().any(|half| half.what.contains("4711")));
+}
+
+#[test]
+fn a_tunnel_speaks_what_its_far_port_or_django_says() {
+    let mut facts = with_django(coursys());
+    for (port, far) in [(50002, 5432), (50003, 1433), (50004, 3306), (50005, 22), (50006, 7777)] {
+        let ssh = process(&format!("ssh -N -L {port}:db:{far} jump"));
+        facts.listeners.push(listener(&format!("127.0.0.1:{port}"), Some(ssh)));
+    }
+    settings_of(&mut facts).databases[0].host = "127.0.0.1".into();
+    settings_of(&mut facts).databases[0].port = "50006".into();
+    let found = plan(&facts);
+    for (port, speaks) in [(50000, "db2"), (50002, "postgres"), (50003, "mssql"), (50005, "ssh"), (50006, "postgres")] {
+        let tunnel = entry(&found, &format!("tunnel-{port}"));
+        assert!(tunnel.body.contains(&format!("speaks: {speaks}}}")) && tunnel.later.is_none(), "{tunnel:?}");
+    }
+    // It costs a MySQL a refused login, so that somebody has to want it.
+    let mysql = entry(&found, "tunnel-50004");
+    assert!(mysql.body.starts_with("tcp: ") && mysql.later.as_ref().is_some_and(|later| later.contains("speaks: mysql}")), "{mysql:?}");
+    assert_eq!(entry(&found, "gunicorn").depends_on, ["tunnel-50006", "memcached"]);
+    loads(&write::text(&found));
+}
