@@ -119,6 +119,9 @@ impl App {
                 let rows = holds.active(now).into_iter().map(|hold| {
                     let what = match &hold.kind {
                         HoldKind::Timed => "for a time".to_owned(),
+                        HoldKind::Command { line } if hold.command_ended_at.is_some() => {
+                            format!("{line:?} has ended; what it restarted comes up")
+                        }
                         HoldKind::Command { line } => format!("while {line:?} runs"),
                     };
                     format!("{}  {what}, {} more at most  by {}: {}", hold.id, print_measured(hold.until.since(now)), hold.by, hold.reason)

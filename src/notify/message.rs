@@ -434,7 +434,13 @@ impl Story<'_> {
         let since = alerts.iter().map(|alert| alert.active_at).min().unwrap_or(self.now);
         let hour = voice.hour(since, self.now);
         let ago = span(self.now.since(since));
-        let worth = if alerts.len() == 1 { format!(", value {}", value(first.value)) } else { String::new() };
+        // That something is down is value 0, which says nothing; the reason does.
+        let reason = self.found.iter().filter(|_| first.value == 0.0 || first.value == 1.0).find_map(|result| reason(result, first));
+        let worth = match (alerts.len(), reason) {
+            (1, Some(reason)) => format!(": {reason}"),
+            (1, None) => format!(", value {}", value(first.value)),
+            _ => String::new(),
+        };
         let repaired = alerts.iter().flat_map(|alert| &alert.attempts).find(|attempt| attempt.outcome == Outcome::Repaired);
         match (self.state(), repaired) {
             ("REPAIRED", Some(attempt)) => {
@@ -628,6 +634,13 @@ impl Story<'_> {
             "alerts": alerts.collect::<Vec<_>>(),
         })
     }
+}
+
+/// Returns why the target of an alert fails.
+fn reason(result: &ProbeResult, alert: &Alert) -> Option<crate::model::Reason> {
+    let target = &result.target;
+    let same = alert.probe() == Some(&*target.probe) && alert.labels.get("target") == target.target.as_deref();
+    result.outcome.as_ref().err().filter(|_| same).map(|failure| failure.reason)
 }
 
 /// Says what a probe found: `csrpt: remote_silent: no answer …`.
