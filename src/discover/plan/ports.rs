@@ -150,12 +150,17 @@ impl Plan<'_> {
                 Kind::Redis => self.redis(&listener.at),
                 // Those of the web are looked at by nginx's name.
                 Kind::Unknown if listener.owner.is_none() => unseen.extend(listener.at.port().filter(|port| !matches!(port, 80 | 443))),
-                Kind::Unknown if listener.at.port().is_some() && unknown < MAX_UNKNOWN => {
+                Kind::Unknown if listener.at.port().is_some() => {
                     unknown += 1;
-                    self.unknown(listener);
+                    if unknown <= MAX_UNKNOWN {
+                        self.unknown(listener);
+                    }
                 }
                 _ => {}
             }
+        }
+        if unknown > MAX_UNKNOWN {
+            self.found.unseen.push(format!("{} more ports of programs that are not known here", unknown - MAX_UNKNOWN));
         }
         self.unseen(&unseen);
     }

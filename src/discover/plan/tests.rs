@@ -375,3 +375,12 @@ fn a_tunnel_speaks_what_its_far_port_or_django_says() {
     assert_eq!(entry(&found, "gunicorn").depends_on, ["tunnel-50006", "memcached"]);
     loads(&write::text(&found));
 }
+
+#[test]
+fn more_ports_of_unknown_programs_than_are_listed_are_counted() {
+    let mut facts = coursys();
+    facts.listeners.extend((0..45).map(|n| listener(&format!("127.0.0.1:{}", 40000 + n), Some(process("daemon")))));
+    let found = plan(&facts);
+    assert_eq!(found.unwatched.iter().filter(|half| half.what.starts_with("daemon at ")).count(), 40);
+    assert!(found.unseen.contains(&"5 more ports of programs that are not known here".to_owned()), "{:?}", found.unseen);
+}
