@@ -96,7 +96,8 @@ pub(super) const CASES: &[Case] = &[
     case("host", "ports cannot be read", "ports", &[], &[AnswerTimeout, Internal], &["HostNotMeasured"]),
     case("host", "the other clock does not answer", "clock", &[], ANY, &["HostNotMeasured"]),
     case("host", "the relay would not take a mail", "mail", &["host_mail_accepted 0"], ANY, &["HostMailRefused"]),
-    case("nginx", "a page, a redirect or the status page", "https://coursys.example.org/", &["nginx_up 0"], ANY, &["NginxDown"]),
+    case("nginx", "it does not answer: its status page", "status", &["nginx_up 0"], ANY, &["NginxDown"]),
+    case("nginx", "a page or a redirect of it", "https://coursys.example.org/", &["probe_http_status_code 502"], ANY, &["ProbeFailing"]),
     case(
         "nginx",
         "its processes",
