@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::model::{ProbeResult, Sight, Timestamp};
 
-/// How many cells a history has: with [`LEAST_SPAN`] they show an hour.
+/// How many cells a history has: with `LEAST_SPAN` they show an hour.
 pub const CELLS: usize = 40;
 /// The least time of a cell; a target that is asked less often has one cell for each time.
 const LEAST_SPAN: Duration = Duration::from_secs(90);
