@@ -256,6 +256,7 @@ pub(super) const CASES: &[Case] = &[
     case("markup", "no right answer", "", &["markup_up 0"], ANY, &["MarkupDown"]),
     case("markup", "right, but slowly", "", &["markup_up 1"], &[Backlog], &["MarkupSlow"]),
     case("celery", "nodes cannot be asked", "", &["celery_up 0"], ANY, &["CeleryUnreachable"]),
+    case("celery", "only one queue cannot be asked about", "email", &["celery_up 0"], ANY, &["ProbeFailing"]),
     case("celery", "no node answers", "", &["celery_up 1", "celery_nodes 0"], &[AnswerTimeout, Missing], &["CeleryDown"]),
     case(
         "celery",
