@@ -110,7 +110,10 @@ async fn heartbeats_and_events_of_real_nodes_are_told_node_by_node_whatever_else
     assert_eq!((long("0.1"), long("5.0"), long("+Inf")), (Some(0.0), Some(1.0), Some(1.0)));
     assert!(!format!("{result:?}").contains("SECRET"), "arguments of tasks are never kept");
     // Where the sender says so too, how long tasks wait.
+    // The sender says so after it has sent: the task is not begun before that.
+    nodes.signal_children("fast", "STOP");
     nodes.python("app.conf.task_send_sent_event = True\nfast.apply_async(queue='fast')\n");
+    nodes.signal_children("fast", "CONT");
     let waited = |result: &ProbeResult| of(result, "queue_wait_time_count", "site.fast", &fast, "fast") == Some(1.0);
     let result = watched.until("celery", "it is told how long it waited", 30, waited).await;
     let sender = format!("gen@{host}");
