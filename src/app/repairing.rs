@@ -8,7 +8,7 @@ use crate::alerts::AlertTable;
 use crate::config::Config;
 use crate::model::Problems;
 use crate::mute::depends::failing;
-use crate::mute::{self, Facts, Muted, Quiet};
+use crate::mute::{self, Muted, Quiet, StartupView};
 use crate::notify;
 use crate::notify::dispatch::Mutes;
 use crate::probe::ProbeNow;
@@ -71,18 +71,7 @@ pub(super) fn withheld(
         if maintenance.forbids_actions() && !maintenance.mutes() {
             return Some("the site is down on purpose, although for too long".to_owned());
         }
-        let facts = Facts {
-            startup: &mutes.startup,
-            view: super::telling::view(&targets, &starting),
-            maintenance: &maintenance,
-            holds: &mutes.holds,
-            sight: &mutes.sight,
-            silences: &mutes.silences,
-            acks: &mutes.acks,
-            actions: &[],
-            depends: &depends,
-            failing: &failing,
-        };
+        let facts = mutes.facts(StartupView::of(&targets, starting()), &maintenance, &[], &depends, &failing);
         mute::why(alert, &facts, now).filter(|muted| *muted != Muted::Startup(Quiet::Told)).map(|muted| muted.to_string())
     })
 }

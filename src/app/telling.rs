@@ -15,7 +15,7 @@ use crate::mute::hold::Holds;
 use crate::mute::maintenance::{MaintenanceMark, MaintenanceWatch};
 use crate::mute::sight::SightWatch;
 use crate::mute::silence::Silences;
-use crate::mute::startup::{FIRST_LOOK_RUNS, FirstLook, Startup, StartupView};
+use crate::mute::startup::{FirstLook, Startup};
 use crate::mute::upgrade::{KnownRules, Upgrade};
 use crate::notify::NotifyConfig;
 use crate::notify::dispatch::{Dispatcher, Mutes, Wiring};
@@ -25,7 +25,6 @@ use crate::notify::outbox::{Pace, Ways};
 use crate::notify::route::Route;
 use crate::probe::scheduler::{SUCCESS, Scheduled, Scheduler};
 use crate::rules::load::RuleKind;
-use crate::snapshot::Latest;
 use crate::store::{Batch, Store};
 use crate::tasks::{self, Tasks};
 
@@ -87,11 +86,6 @@ pub(super) fn patience(loaded: &Loaded, scheduled: &[Scheduled]) -> Patience {
     let least = loaded.config.rules.interval;
     let each: BTreeMap<String, Duration> = ups.iter().map(|(probe, ups)| (probe.clone(), about(ups).unwrap_or(least))).collect();
     Arc::new(move |probe| each.get(probe).copied().unwrap_or(least))
-}
-
-/// What the startup is decided by, besides the time.
-pub(super) fn view(targets: &[Latest], starting: &super::booting::Starting) -> StartupView {
-    StartupView { waiting: targets.iter().filter(|latest| latest.runs < FIRST_LOOK_RUNS).count(), systemd_starting: starting() }
 }
 
 impl App {

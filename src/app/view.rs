@@ -14,7 +14,7 @@ use crate::model::duration::{print, print_measured};
 use crate::model::labels::NAME;
 use crate::model::{Alert, Labels, Outcome, Problem, Sight, Timestamp};
 use crate::mute::depends::{Depends, FailingProbes, failing};
-use crate::mute::{self, Facts, Maintenance};
+use crate::mute::{self, Maintenance, StartupView};
 use crate::notify::dedup::Notified;
 use crate::notify::message::line;
 use crate::notify::{self, Channel, Delivery};
@@ -94,7 +94,7 @@ impl App {
         let scene = self.scene();
         let loaded = self.loaded();
         let maintenance = self.mutes.lock().unwrap_or_else(PoisonError::into_inner).maintenance.state(scene.now);
-        let mut notices = self.notices(&maintenance, scene.now);
+        let mut notices = self.notices(&scene, &maintenance);
         if let Some(found) = &loaded.found {
             let mut notice = Notice::new(Tone::Unsure, "No configuration: Proctor watches what it found on this host, by looking only.");
             let left_out = found.left_out();
@@ -143,20 +143,9 @@ impl App {
             told.extend(entry.firing.into_keys().map(|fingerprint| (fingerprint, (entry.at, how))));
         }
         let mutes = self.mutes.lock().unwrap_or_else(PoisonError::into_inner);
-        let latest: Vec<Latest> = targets.iter().map(|(latest, _)| latest.clone()).collect();
+        let view = StartupView::of(targets.iter().map(|(latest, _)| latest), (self.starting)());
         let (maintenance, actions) = (mutes.maintenance.state(now), self.runner.current());
-        let facts = Facts {
-            startup: &mutes.startup,
-            view: super::telling::view(&latest, &self.starting),
-            maintenance: &maintenance,
-            holds: &mutes.holds,
-            sight: &mutes.sight,
-            silences: &mutes.silences,
-            acks: &mutes.acks,
-            actions: &actions,
-            depends: &depends,
-            failing: &failing,
-        };
+        let facts = mutes.facts(view, &maintenance, &actions, &depends, &failing);
         let muted = alerts
             .iter()
             .filter(|alert| alert.is_firing())
@@ -233,7 +222,8 @@ impl App {
     }
 
     /// Returns what people should know first.
-    fn notices(&self, maintenance: &Maintenance, now: Timestamp) -> Vec<Notice> {
+    fn notices(&self, scene: &Scene, maintenance: &Maintenance) -> Vec<Notice> {
+        let now = scene.now;
         let mut all = Vec::new();
         let mut add = |tone, text: String| all.push(Notice::new(tone, line(&text, 2 * MAX_TEXT)));
         if let Some(Refused { at, why }) = self.refused.lock().unwrap_or_else(PoisonError::into_inner).clone() {
@@ -262,8 +252,7 @@ impl App {
             }
             Some(_) => {}
         }
-        let latest = self.snapshot.all();
-        let view = super::telling::view(&latest, &self.starting);
+        let view = StartupView::of(scene.targets.iter().map(|(latest, _)| latest), (self.starting)());
         let mutes = self.mutes.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(quiet) = mutes.startup.quiet(view, now) {
             add(Tone::Plain, format!("Nothing is mailed or repaired yet: {quiet}."));

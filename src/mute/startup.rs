@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::upgrade::Upgrade;
 use crate::model::{Alert, Timestamp};
+use crate::snapshot::Latest;
 use crate::store::{Record, Table};
 
 crate::config_struct! {
@@ -109,6 +110,13 @@ pub struct StartupView {
     pub waiting: usize,
     /// Whether systemd says `starting`; nothing where there is no systemd to ask.
     pub systemd_starting: Option<bool>,
+}
+
+impl StartupView {
+    /// Counts the targets that have run too few times.
+    pub fn of<'a>(targets: impl IntoIterator<Item = &'a Latest>, systemd_starting: Option<bool>) -> Self {
+        Self { waiting: targets.into_iter().filter(|latest| latest.runs < FIRST_LOOK_RUNS).count(), systemd_starting }
+    }
 }
 
 /// Follows the first look and the boot.

@@ -26,7 +26,6 @@ use crate::changes::Changes;
 use crate::metrics::Metrics;
 use crate::model::{Alert, AlertState, Fingerprint, Timestamp};
 use crate::mute::depends::{Depends, failing};
-use crate::mute::startup::FIRST_LOOK_RUNS;
 use crate::mute::{
     self, Acks, Facts, FailingProbes, Holds, Maintenance, MaintenanceWatch, Muted, OwnAction, SightWatch, Silences, Startup, StartupView,
 };
@@ -67,6 +66,21 @@ pub struct Mutes {
     pub silences: Silences,
     /// What people take care of.
     pub acks: Acks,
+}
+
+impl Mutes {
+    /// Puts what mutes beside what holds now: what [`mute::why`] decides by.
+    pub fn facts<'a>(
+        &'a self,
+        view: StartupView,
+        maintenance: &'a Maintenance,
+        actions: &'a [OwnAction],
+        depends: &'a Depends,
+        failing: &'a FailingProbes,
+    ) -> Facts<'a> {
+        let Self { startup, maintenance: _, holds, sight, silences, acks } = self;
+        Facts { startup, view, maintenance, holds, sight, silences, acks, actions, depends, failing }
+    }
 }
 
 /// What `app` hands to the dispatcher.
@@ -293,8 +307,7 @@ impl Dispatcher {
 
         let mut mutes = wiring.mutes.lock().unwrap_or_else(PoisonError::into_inner);
         let maintenance = mutes.maintenance.state(now);
-        let waiting = targets.iter().filter(|latest| latest.runs < FIRST_LOOK_RUNS).count();
-        let view = StartupView { waiting, systemd_starting: (wiring.systemd_starting)() };
+        let view = StartupView::of(&targets, (wiring.systemd_starting)());
         let muted = self.mutes(&mutes, view, &maintenance, alerts.iter().chain(&known), &scene);
         if let Some(until) = [mutes.silences.next_change(now), mutes.holds.until(now)].into_iter().flatten().min() {
             plan.at(until);
@@ -331,18 +344,7 @@ impl Dispatcher {
         metrics.hold_active.set(i64::from(mutes.holds.until(now).is_some()));
         metrics.maintenance_active.set(i64::from(*maintenance != Maintenance::Off));
         let actions = (self.wiring.actions)();
-        let facts = Facts {
-            startup: &mutes.startup,
-            view,
-            maintenance,
-            holds: &mutes.holds,
-            sight: &mutes.sight,
-            silences: &mutes.silences,
-            acks: &mutes.acks,
-            actions: &actions,
-            depends: &self.wiring.depends,
-            failing: scene.failing,
-        };
+        let facts = mutes.facts(view, maintenance, &actions, &self.wiring.depends, scene.failing);
         let mut muted = BTreeMap::new();
         for alert in alerts {
             let (fingerprint, why) = (alert.fingerprint(), mute::why(alert, &facts, now));

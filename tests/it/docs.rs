@@ -24,6 +24,20 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// Holds what stands in a page from a mark on against its source; `make docs` writes it there. Returns the page.
+pub(crate) fn holds(page: &str, mark: &str, written: &str) -> String {
+    let path = root().join(page);
+    let text = fs::read_to_string(&path).expect("it is there");
+    let (by_hand, _) = text.split_once(mark).unwrap_or_else(|| panic!("{mark} is missing in {page}"));
+    let wanted = by_hand.to_owned() + written;
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        fs::write(&path, &wanted).expect("is written");
+    } else {
+        assert!(text == wanted, "{page} is not what its source says: run `make docs`");
+    }
+    wanted
+}
+
 /// Returns every file below a folder with this ending.
 fn files(folder: &Path, ending: &str) -> Vec<PathBuf> {
     let entries = fs::read_dir(folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
@@ -342,15 +356,7 @@ fn reference() -> String {
 
 #[test]
 fn the_reference_of_the_configuration_is_what_its_structs_say() {
-    let path = root().join("docs/configuration.md");
-    let page = fs::read_to_string(&path).expect("it is there");
-    let (by_hand, _) = page.split_once(MARK).unwrap_or_else(|| panic!("{MARK} is missing"));
-    let wanted = by_hand.to_owned() + &reference();
-    if std::env::var_os("UPDATE_DOCS").is_some() {
-        fs::write(&path, &wanted).expect("is written");
-    } else {
-        assert!(page == wanted, "docs/configuration.md is not what the structs say: run `make docs`");
-    }
+    holds("docs/configuration.md", MARK, &reference());
 }
 
 /// Returns the code of a kind of probe, without its tests.
