@@ -41,7 +41,7 @@
 //! | path | what lives there |
 //! |---|---|
 //! | `src/main.rs` | parses, calls [`cli`], maps to an exit code; nothing else |
-//! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret: plain types, no I/O, no clock |
+//! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret, one line of any text: plain types, no I/O, no clock |
 //! | `src/metrics.rs` | every `proctor_*` metric: name, help, labels; the only place that registers one |
 //! | `src/tasks.rs` | the clock, named supervised tasks and whether their loops come round, the staged stop |
 //! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), reach (which hosts were reached), http, amqp, sql (one standing connection to a database), docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), program (runs one), secret files |

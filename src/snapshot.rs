@@ -42,6 +42,11 @@ impl Latest {
     pub fn is_failing(&self) -> bool {
         self.result.as_ref().is_some_and(|result| !result.is_success())
     }
+
+    /// Says whether the newest result says nothing about now any more.
+    pub fn is_old(&self, now: Timestamp) -> bool {
+        self.result.as_ref().is_some_and(|result| now.since(result.at) > self.target.valid_for())
+    }
 }
 
 /// The format of the body.

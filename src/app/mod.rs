@@ -412,7 +412,7 @@ impl App {
             self.metrics.window_series.set(i64::try_from(self.window.series_count()).unwrap_or(i64::MAX));
             self.own_into_window(now);
             for latest in self.snapshot.all() {
-                if latest.result.as_ref().is_some_and(|result| now.since(result.at) > latest.target.valid_for()) {
+                if latest.is_old(now) {
                     self.window.forget_owner(&latest.target.to_string(), now);
                 }
             }

@@ -167,8 +167,8 @@ impl App {
     fn verdict(&self, scene: &Scene, maintenance: &Maintenance) -> Notice {
         let count = |is: &dyn Fn(&Latest) -> bool| scene.targets.iter().filter(|(latest, _)| is(latest)).count();
         let all = scene.targets.len();
-        let old = |latest: &Latest| latest.result.as_ref().is_some_and(|result| scene.now.since(result.at) > latest.target.valid_for());
-        let (waiting, old, failing) = (count(&|latest| latest.result.is_none()), count(&old), count(&Latest::is_failing));
+        let (waiting, old, failing) =
+            (count(&|latest| latest.result.is_none()), count(&|latest| latest.is_old(scene.now)), count(&Latest::is_failing));
         let blind = count(&|latest| {
             latest.result.as_ref().is_some_and(|result| result.is_success() && matches!(result.sight, Sight::Blind { .. }))
         });

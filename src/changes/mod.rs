@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use crate::model::Timestamp;
+use crate::model::{Timestamp, one_line};
 
 /// The most changes that are kept; the oldest go first.
 pub const MAX_CHANGES: usize = 500;
@@ -127,7 +127,7 @@ pub struct Unsaved {
 impl Kept {
     fn put(&mut self, mut change: Change, new: bool) {
         for text in [&mut change.subject, &mut change.detail] {
-            *text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
+            *text = one_line(text, MAX_TEXT);
         }
         let oldest = self.changes.front().map(|oldest| oldest.at);
         if self.changes.contains(&change) || (self.changes.len() == MAX_CHANGES && oldest.is_some_and(|oldest| change.at < oldest)) {

@@ -17,7 +17,7 @@ use crate::changes::Changes;
 use crate::client::net::chain;
 use crate::metrics::Metrics;
 use crate::model::decode::unknown;
-use crate::model::{ProbeResult, Problems, Sight, Target, Timestamp};
+use crate::model::{ProbeResult, Problems, Sight, Target, Timestamp, one_line};
 use crate::probe::scheduler::{self, Scheduled};
 use crate::tasks::{self, Tasks};
 
@@ -108,7 +108,7 @@ impl Row {
             }
         };
         // What a probe could not see may hold what a service said.
-        let detail = detail.map(|text| text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect());
+        let detail = detail.map(|text| one_line(&text, usize::MAX));
         Self {
             probe: target.probe.to_string(),
             target: target.target.as_deref().map(str::to_owned),

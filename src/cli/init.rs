@@ -14,6 +14,7 @@ use super::{Exit, complain, counted, duration, say};
 use crate::app::DEFAULT_CONFIG;
 use crate::config::Config;
 use crate::discover::{self, Ask, Facts, Found, compare, write};
+use crate::model::one_line;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -78,7 +79,7 @@ pub(super) fn run(named: Option<&Path>, init: &Init) -> Result<Exit, Box<dyn Err
     create(&file, &text)?;
     let mut said = format!("Written: {}\n", file.display());
     if let Some(asked) = &found.asked {
-        said += &fold("", &format!("Asked for its settings: {}", clean(asked)));
+        said += &fold("", &format!("Asked for its settings: {}", one_line(asked, usize::MAX)));
     }
     lists(&found, &mut said);
     said += &next(&file, found.notify.is_empty());
@@ -131,15 +132,12 @@ fn lists(found: &Found, said: &mut String) {
     };
     part("Watched:", found.watched.iter().map(|line| fold("  ", line)).collect());
     // A command stays one line: it is to be copied.
-    let halves =
-        |all: &[discover::Half]| all.iter().map(|half| format!("{}      {}\n", fold("  ", &half.what), clean(&half.command))).collect();
+    let halves = |all: &[discover::Half]| {
+        all.iter().map(|half| format!("{}      {}\n", fold("  ", &half.what), one_line(&half.command, usize::MAX))).collect()
+    };
     part("Half watched; each with what opens the rest:", halves(&found.half));
     part("Not watched; each with how it would be:", halves(&found.unwatched));
-    part("Could not be seen:", found.unseen.iter().map(|line| fold("  ", &clean(line))).collect());
-}
-
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+    part("Could not be seen:", found.unseen.iter().map(|line| fold("  ", &one_line(line, usize::MAX))).collect());
 }
 
 fn next(file: &Path, nobody: bool) -> String {
@@ -164,7 +162,7 @@ fn diff(file: &Path, init: &Init) -> Result<Exit, Box<dyn Error + Send + Sync>> 
     let mut said = String::new();
     if !differences.new.is_empty() {
         said += &format!("New on this host, not in {}; under probes:\n", file.display());
-        said.extend(differences.new.iter().map(|(line, what)| format!("  # {}\n  {line}\n", clean(what))));
+        said.extend(differences.new.iter().map(|(line, what)| format!("  # {}\n  {line}\n", one_line(what, usize::MAX))));
     }
     if !differences.gone.is_empty() {
         said += &format!("In {}, no longer on this host:\n", file.display());
@@ -172,7 +170,7 @@ fn diff(file: &Path, init: &Init) -> Result<Exit, Box<dyn Error + Send + Sync>> 
     }
     if !found.unseen.is_empty() {
         said += "Could not be seen:\n";
-        said.extend(found.unseen.iter().map(|line| fold("  ", &clean(line))));
+        said.extend(found.unseen.iter().map(|line| fold("  ", &one_line(line, usize::MAX))));
     }
     let differ = !differences.new.is_empty() || !differences.gone.is_empty();
     if !differ {

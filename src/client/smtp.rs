@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 use super::net::{self, Endpoint, NetError, Phases, Stream, Trust};
 use crate::model::decode::{self, Decode};
 use crate::model::duration::print;
+use crate::model::one_line;
 use crate::model::yaml::Node;
 use crate::model::{Problems, Reason, Secret};
 
@@ -588,7 +589,7 @@ fn offers(abilities: &[String], what: &str) -> bool {
 
 /// What a relay said, as one line that can be shown and logged.
 fn clean(line: &[u8]) -> String {
-    String::from_utf8_lossy(line).chars().map(|c| if c.is_control() { ' ' } else { c }).collect::<String>().trim().to_owned()
+    one_line(&String::from_utf8_lossy(line), usize::MAX).trim().to_owned()
 }
 
 /// Ends every line in CRLF, whatever it ended in, and doubles a dot at its beginning (RFC 5321 §4.5.2): no byte of a

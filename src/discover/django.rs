@@ -14,8 +14,6 @@ use crate::model::duration::print;
 
 /// What runs in the project.
 const SCRIPT: &str = include_str!("django.py");
-/// How long the project may take to start and to say what it is.
-pub const LIMIT: Duration = Duration::from_secs(60);
 /// The folders beside `manage.py` in which a virtual environment is looked for.
 const ENVIRONMENTS: [&str; 6] = ["venv", ".venv", "env", "../venv", "../.venv", "../env"];
 

@@ -1,13 +1,14 @@
 //! What was found, as a commented configuration.
 
 use super::{Entry, Found, Half};
+use crate::model::one_line;
 
 /// Returns the text of a configuration: what is watched, what could be, and at its end what is not.
 pub fn text(found: &Found) -> String {
     let mut lines = vec![
         "# Written by `proctor init` from what this host shows. Every key: deploy/proctor.example.yml. After a change:".to_owned(),
         "# proctor config check, then proctor check, then proctor reload. Passwords stand in files of their own, never here.".to_owned(),
-        format!("# Asked besides the host: {}.", clean(found.asked.as_deref().unwrap_or("no Django"))),
+        format!("# Asked besides the host: {}.", one_line(found.asked.as_deref().unwrap_or("no Django"), usize::MAX)),
         String::new(),
         format!("site: {{name: {}}}", serde_json::Value::from(found.site.as_str())),
         String::new(),
@@ -61,7 +62,7 @@ pub fn text(found: &Found) -> String {
     remark(&mut lines, "Not watched; how it would be:", &found.unwatched);
     if !found.unseen.is_empty() {
         lines.extend([String::new(), "# What could not be found out, and how to add it:".to_owned()]);
-        lines.extend(found.unseen.iter().map(|line| format!("# - {}", clean(line))));
+        lines.extend(found.unseen.iter().map(|line| format!("# - {}", one_line(line, usize::MAX))));
     }
     lines.join("\n") + "\n"
 }
@@ -81,12 +82,7 @@ fn remark(lines: &mut Vec<String>, title: &str, all: &[Half]) {
     }
     lines.extend([String::new(), format!("# {title}")]);
     for Half { what, command } in all {
-        lines.push(format!("# - {}:", clean(what)));
-        lines.push(format!("#     {}", clean(command)));
+        lines.push(format!("# - {}:", one_line(what, usize::MAX)));
+        lines.push(format!("#     {}", one_line(command, usize::MAX)));
     }
-}
-
-/// A comment ends with its line.
-fn clean(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }

@@ -10,6 +10,7 @@ pub mod result;
 pub mod sample;
 pub mod secret;
 pub mod target;
+pub mod text;
 pub mod time;
 pub mod yaml;
 
@@ -21,4 +22,5 @@ pub use result::{Failure, ProbeResult, Reason, Sight};
 pub use sample::{Family, Histogram, Kind, Observed, Sample};
 pub use secret::Secret;
 pub use target::Target;
+pub use text::one_line;
 pub use time::Timestamp;

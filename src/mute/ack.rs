@@ -4,7 +4,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Alert, Timestamp};
+use crate::model::{Alert, Timestamp, one_line};
 use crate::store::{Record, Table};
 
 /// The most acknowledgements at once.
@@ -65,8 +65,7 @@ impl Acks {
         if self.0.len() >= MAX_ACKS && self.of(alert).is_none() {
             return Err(AckError::Full);
         }
-        let cut = |text: &str| text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_TEXT).collect();
-        Ok(Ack { episode: alert.episode(), by: cut(by), at: now, comment: cut(comment) })
+        Ok(Ack { episode: alert.episode(), by: one_line(by, MAX_TEXT), at: now, comment: one_line(comment, MAX_TEXT) })
     }
 
     /// Returns the one of this episode.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Timestamp, duration};
+use crate::model::{Timestamp, duration, one_line};
 use crate::store::{Record, Table};
 
 /// The most holds at once.
@@ -193,5 +193,5 @@ impl Holds {
 
 /// One bounded line: the text comes from a person's shell and ends in mails.
 fn cut(text: &str) -> String {
-    text.chars().take(MAX_TEXT).map(|c| if c.is_control() { ' ' } else { c }).collect()
+    one_line(text, MAX_TEXT)
 }

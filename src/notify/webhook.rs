@@ -7,8 +7,8 @@ use super::Delivery;
 use crate::client::http::{self, HttpError, Request, Seen, Url};
 use crate::client::net::{self, NetError};
 use crate::client::secret;
-use crate::model::Reason;
 use crate::model::duration::print;
+use crate::model::{Reason, one_line};
 
 use super::outbox::Fate;
 
@@ -70,7 +70,7 @@ pub async fn post(config: &WebhookConfig, delivery: &Delivery) -> Fate {
     // The path of the URL is in none of these texts: it may be a token.
     match tokio::time::timeout(config.timeout, http::send(&request, &trust, MAX_ANSWER, &mut seen)).await {
         Ok(Ok(answer)) => {
-            let quoted: String = answer.text().chars().map(|c| if c.is_control() { ' ' } else { c }).take(200).collect();
+            let quoted = one_line(&answer.text(), 200);
             judge(answer.status, format!("{place} answered {} {}", answer.status, quoted.trim()))
         }
         Ok(Err(HttpError::TooLarge { what: "body", .. })) => {

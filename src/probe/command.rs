@@ -9,7 +9,7 @@ use futures_util::future::BoxFuture;
 use super::{Planned, Probe, Recorder};
 use crate::client::program::{self, Argv, Ending, Program};
 use crate::model::duration::print_measured;
-use crate::model::{Failure, Family, Labels, Reason};
+use crate::model::{Failure, Family, Labels, Reason, one_line};
 
 static UP: Family = Family::gauge("command_up", "Whether the program ended with code 0");
 static CODE: Family = Family::gauge("command_exit_code", "With what the program ended");
@@ -171,7 +171,7 @@ fn take(mut data: &str, numbers: &mut Vec<Number>) {
         };
         let (value, rest) = rest.split_at(rest.find(char::is_whitespace).unwrap_or(rest.len()));
         data = rest;
-        let label: String = label.trim().chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_LABEL).collect();
+        let label = one_line(label.trim(), MAX_LABEL);
         let number = number(value.split(';').next().unwrap_or(""));
         // The first of two of one name: the same series cannot have two values.
         if let Some((value, unit)) = number.filter(|_| !label.is_empty() && !numbers.iter().any(|known| known.label == label)) {

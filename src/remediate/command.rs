@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use super::{Action, Done, Occasion};
 use crate::client::program::{self, Argv, Ending, Program};
 use crate::model::duration::{print, print_measured};
+use crate::model::one_line;
 
 /// The longest value of a variable, in characters.
 const MAX_VALUE: usize = 200;
@@ -63,7 +64,7 @@ async fn run(config: &CommandConfig, occasion: &Occasion) -> Done {
 /// Returns what a program is told of the alert. A value can do no harm but in a program that makes code of it: control
 /// characters (of which NUL could not be passed on) become spaces, and it is bounded.
 fn environment(occasion: &Occasion) -> [(&'static str, String); 4] {
-    let clean = |value: &str| value.chars().map(|c| if c.is_control() { ' ' } else { c }).take(MAX_VALUE).collect::<String>();
+    let clean = |value: &str| one_line(value, MAX_VALUE);
     [
         ("PROCTOR_ALERTNAME", clean(occasion.alert.name())),
         ("PROCTOR_PROBE", clean(occasion.alert.probe().unwrap_or(""))),

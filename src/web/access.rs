@@ -21,6 +21,7 @@ use rustls::{RootCertStore, ServerConfig};
 
 pub(super) use self::password::{Passwords, Refusal};
 use super::WebConfig;
+use crate::client::net::chain;
 use crate::client::secret;
 use crate::model::decode::{Decode, Named, Spanned, from_text};
 use crate::model::yaml::{Node, Value};
@@ -286,10 +287,6 @@ fn server(config: &TlsConfig, folder: &Path) -> Result<ServerConfig, String> {
     })?;
     server.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(server)
-}
-
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    crate::client::net::chain(error)
 }
 
 /// Why a changed file is not taken.

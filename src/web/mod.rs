@@ -152,8 +152,8 @@ async fn pass(State(guard): State<Guard>, Extension(from): Extension<IpAddr>, re
     for (name, value) in HEADERS {
         headers.insert(name, HeaderValue::from_static(value));
     }
-    if let Ok(policy) = HeaderValue::from_str(&status::POLICY) {
-        headers.insert(header::CONTENT_SECURITY_POLICY, policy);
+    if let Some(policy) = &*status::POLICY {
+        headers.insert(header::CONTENT_SECURITY_POLICY, policy.clone());
     }
     for (name, value) in &gate.headers {
         headers.insert(name, value.clone());

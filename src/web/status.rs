@@ -9,6 +9,7 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use askama::Template;
+use axum::http::HeaderValue;
 use sha2::{Digest, Sha256};
 
 use crate::model::Timestamp;
@@ -21,10 +22,13 @@ const RENEW: u32 = 15;
 const STYLE: &str = include_str!("../../templates/status.css");
 
 /// What the page may do: nothing but its own looks and its own icon. The hash is that of [`STYLE`].
-pub(super) static POLICY: LazyLock<String> = LazyLock::new(|| {
+pub(super) static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     use base64::Engine as _;
     let hash = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(STYLE));
-    format!("default-src 'none'; style-src 'sha256-{hash}'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'")
+    let policy = format!(
+        "default-src 'none'; style-src 'sha256-{hash}'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+    );
+    HeaderValue::try_from(policy).ok()
 });
 
 /// How something stands, by colour and sign.

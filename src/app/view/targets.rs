@@ -65,7 +65,7 @@ pub(super) fn tone(latest: &Latest, now: Timestamp) -> Tone {
     match &latest.result {
         None => Tone::Unsure,
         Some(result) if !result.is_success() => Tone::Bad,
-        Some(result) if now.since(result.at) > latest.target.valid_for() => Tone::Unsure,
+        Some(_) if latest.is_old(now) => Tone::Unsure,
         Some(result) if matches!(result.sight, Sight::Blind { .. }) => Tone::Unsure,
         Some(_) => Tone::Good,
     }
@@ -79,7 +79,6 @@ pub(super) fn row(latest: &Latest, history: &History, now: Timestamp) -> TargetR
         (Ok(()), Sight::Full) => String::new(),
         (Ok(()), Sight::Partial { missing, remedy } | Sight::Blind { missing, remedy }) => format!("cannot see {missing}; {remedy}"),
     });
-    let old = result.is_some_and(|result| now.since(result.at) > latest.target.valid_for());
     TargetRow {
         name: line(latest.target.target.as_deref().unwrap_or(&latest.target.probe), MAX_TEXT),
         tone: tone(latest, now),
@@ -88,7 +87,7 @@ pub(super) fn row(latest: &Latest, history: &History, now: Timestamp) -> TargetR
         since: latest.since,
         asked: result.is_some(),
         // When that was is worth a word only where it is long ago.
-        at: result.map(|result| result.at).filter(|at| old || now.since(*at) > Duration::from_secs(120)),
+        at: result.map(|result| result.at).filter(|at| latest.is_old(now) || now.since(*at) > Duration::from_secs(120)),
         history: history.until(now),
         shows: history.shows(),
     }

@@ -11,6 +11,7 @@ mod site;
 use super::sockets::At;
 use super::{Django, Entry, Facts, Found, Half, django};
 use crate::model::decode::from_text;
+use crate::model::one_line;
 use crate::probe::ProbeConfig;
 
 /// The most ports of programs that are not known here.
@@ -108,7 +109,7 @@ impl<'a> Plan<'a> {
 
     /// Adds a probe and returns its name: of two of a kind memcached, memcached-2, …
     fn add(&mut self, name: &str, body: String, about: String) -> String {
-        let about: String = about.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let about = one_line(&about, usize::MAX);
         let taken = |name: &str| self.found.entries.iter().any(|entry| entry.name == name);
         let name =
             (1..).map(|n| if n == 1 { name.to_owned() } else { format!("{name}-{n}") }).find(|name| !taken(name)).unwrap_or_default();
@@ -121,7 +122,7 @@ impl<'a> Plan<'a> {
 
     /// Says of the entry that was added last what to take instead, and of all what opens it.
     fn half(&mut self, later: Option<String>, what: String, command: String) {
-        let what: String = what.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let what = one_line(&what, usize::MAX);
         if let (Some(entry), Some(later)) = (self.found.entries.last_mut(), later) {
             entry.later = Some(later);
             // What is only half watched stands in one list, not in two.
@@ -133,7 +134,7 @@ impl<'a> Plan<'a> {
     }
 
     fn unwatched(&mut self, what: String, command: String) {
-        let what = what.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        let what = one_line(&what, usize::MAX);
         self.found.unwatched.push(Half { what, command });
     }
 

@@ -7,7 +7,7 @@ use jiff::tz::TimeZone;
 use serde::{Deserialize, Serialize};
 
 use super::cron::Cron;
-use crate::model::Timestamp;
+use crate::model::{Timestamp, one_line};
 use crate::model::duration::{print, print_measured};
 use crate::store::{Record, Table};
 
@@ -165,14 +165,14 @@ impl Heart {
     pub(super) fn take(&mut self, report: Report, now: Timestamp) {
         match report {
             Report::Started { run } => {
-                self.open.push_back(Open { run: cut(&run, MAX_RUN), at: now });
+                self.open.push_back(Open { run: one_line(&run, MAX_RUN), at: now });
                 if self.open.len() > MAX_OPEN {
                     self.open.pop_front();
                 }
                 self.heard_at = Some(now);
             }
             Report::Ended { run, ended } => {
-                let run = cut(&run, MAX_RUN);
+                let run = one_line(&run, MAX_RUN);
                 let began = self.open.iter().rev().find(|open| open.run == run).map(|open| open.at);
                 // Where its begin was not heard, it is known from how long it took.
                 let took = ended.duration_seconds.and_then(|took| Duration::try_from_secs_f64(took).ok()).unwrap_or_default();
@@ -268,10 +268,6 @@ impl Ended {
     }
 }
 
-fn cut(text: &str, most: usize) -> String {
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(most).collect()
-}
-
 fn bounded(mut ended: Ended) -> Ended {
     let mut begin = ended.output.len().saturating_sub(MAX_OUTPUT);
     while !ended.output.is_char_boundary(begin) {
@@ -280,7 +276,7 @@ fn bounded(mut ended: Ended) -> Ended {
     ended.output.drain(..begin);
     let mut checks: Vec<Check> = Vec::new();
     for check in ended.checks {
-        let check = Check { name: cut(check.name.trim(), MAX_NAME), ok: check.ok, text: cut(check.text.trim(), MAX_TEXT) };
+        let check = Check { name: one_line(check.name.trim(), MAX_NAME), ok: check.ok, text: one_line(check.text.trim(), MAX_TEXT) };
         let full = checks.len() >= MAX_CHECKS;
         // Two of one name are one series: what is wrong with one of them counts.
         match checks.iter_mut().find(|known| known.name == check.name) {
