@@ -11,7 +11,7 @@ use tokio::net::UnixListener;
 
 use super::support::gunicorn::{Gunicorn, gunicorn20};
 use super::support::hostile::{Manner, hostile};
-use super::support::process::{Process, eventually, program};
+use super::support::process::{Process, eventually, free_port, program};
 use super::support::watched::{Watched, failed, value, well};
 
 fn watched(gunicorn: &Gunicorn, more: &str) -> Watched {
@@ -23,11 +23,6 @@ fn watched_for(gunicorn: &Gunicorn, more: &str, timeout: &str) -> Watched {
         "  app: {{gunicorn: {{listen: '{}', host_header: coursys.example.org, path: /healthcheck{more}}}, interval: 1m, timeout: {timeout}}}",
         gunicorn.listen
     ))
-}
-
-/// A port of 127.0.0.1 for UDP.
-fn free_udp_port() -> u16 {
-    std::net::UdpSocket::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port is free").port()
 }
 
 #[track_caller]
@@ -75,7 +70,7 @@ async fn what_gunicorn_tells_over_a_socket_in_the_file_system_is_counted() {
 
 #[tokio::test]
 async fn what_gunicorn_tells_by_udp_is_counted() {
-    tells(&format!("127.0.0.1:{}", free_udp_port())).await;
+    tells(&format!("127.0.0.1:{}", free_port())).await;
 }
 
 #[tokio::test]
@@ -93,7 +88,7 @@ async fn an_old_gunicorn_has_no_control_socket_and_all_else_is_seen() {
 #[tokio::test]
 async fn a_statsd_address_that_is_taken_is_said_and_garbage_and_floods_do_no_harm() {
     let Some(gunicorn) = Gunicorn::tcp().await else { return };
-    let address = format!("127.0.0.1:{}", free_udp_port());
+    let address = format!("127.0.0.1:{}", free_port());
     let statsd = format!(", statsd: '{address}'");
     let (one, two) = (watched(&gunicorn, &statsd), watched(&gunicorn, &statsd));
     well(&one.run("app").await, true);

@@ -9,6 +9,7 @@ use proctor::store::Store;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, UdpSocket};
 
+use crate::support::process::free_port;
 use crate::support::smtp::{Manners, Sink};
 use crate::support::tmpfs::Tmpfs;
 use crate::support::watched::{Watched, failed, value, well};
@@ -97,7 +98,7 @@ async fn a_port_that_is_opened_to_others_after_the_first_look_is_news_over_a_res
     let first = ask(&watched, "ports").await;
     well(&first, true);
     // Below those that the kernel chooses: free ones are looked for by hand.
-    let port = (20_000..32_000).find(|port| std::net::TcpListener::bind(("0.0.0.0", *port)).is_ok()).expect("one is free");
+    let port = free_port();
     let listener = open(&format!("0.0.0.0:{port}")).await;
     let label = port.to_string();
     for watched in [&watched, &started("")] {

@@ -68,20 +68,26 @@ pub(crate) fn signal_tree(pid: &str, name: &str) {
     let _ = Command::new("kill").args([&format!("-{name}"), pid]).stderr(Stdio::null()).status();
 }
 
-/// Returns a port of 127.0.0.1 that was free a moment ago, each only once in this process: tests run at the same time.
+/// Returns a port that is free, each only once in this process: tests run at the same time. It is none of those from which the
+/// kernel takes one for whoever connects somewhere or wants any port, so that it stays free until it is bound, and refuses as
+/// long as nobody binds it.
 pub(crate) fn free_port() -> u16 {
-    use std::collections::HashSet;
+    use std::net::UdpSocket;
     use std::sync::Mutex;
-    static GIVEN: Mutex<Option<HashSet<u16>>> = Mutex::new(None);
-    let mut given = GIVEN.lock().expect("no test panics in here");
-    let given = given.get_or_insert_default();
+    // Another process that runs the same tests begins elsewhere.
+    static NEXT: Mutex<Option<u16>> = Mutex::new(None);
+    let mut next = NEXT.lock().expect("no test panics in here");
+    let next = next.get_or_insert_with(|| PORTS.start + (std::process::id() * 631 % u32::from(PORTS.end - PORTS.start)) as u16);
     loop {
-        let port = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("a port is free").port();
-        if given.insert(port) {
-            return port;
+        *next = if *next + 1 < PORTS.end { *next + 1 } else { PORTS.start };
+        if TcpListener::bind(("0.0.0.0", *next)).is_ok() && UdpSocket::bind(("0.0.0.0", *next)).is_ok() {
+            return *next;
         }
     }
 }
+
+/// Ports below those that the kernel gives away (`net.ipv4.ip_local_port_range`, from 32768).
+const PORTS: std::ops::Range<u16> = 12_000..32_000;
 
 /// Waits until a condition holds, asking every 20 ms; panics with `what` at the deadline.
 pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, within: Duration, mut ask: impl FnMut() -> F) -> T {
