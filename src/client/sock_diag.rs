@@ -343,6 +343,17 @@ mod tests {
     use std::net::{TcpListener, TcpStream};
     use std::os::unix::net::{UnixListener, UnixStream};
 
+    /// Waits until nobody listens any more. A process that another test starts has a copy of each descriptor until it runs its
+    /// own program, so a listener may outlive its drop a little.
+    #[track_caller]
+    fn ends(ask: impl Fn() -> Option<Queue>) {
+        let begin = tokio::time::Instant::now();
+        while let Some(queue) = ask() {
+            assert!(begin.elapsed() < std::time::Duration::from_secs(10), "it still listens: {queue:?}");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn the_queue_of_a_port_counts_who_waits_whatever_address_it_listens_on() {
         for (listen, ask) in
@@ -356,7 +367,7 @@ mod tests {
             let clients = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
             assert_eq!(tcp(address).unwrap(), Some(Queue { waiting: 2, max: empty.max }));
             drop((clients, listener));
-            assert_eq!(tcp(address).unwrap(), None);
+            ends(|| tcp(address).unwrap());
         }
     }
 
@@ -414,7 +425,7 @@ mod tests {
             assert_eq!(unix(&name).unwrap().map(|queue| queue.waiting), Some(2), "{}", name.display());
         }
         drop((clients, listener, old, waits_at_old));
-        assert_eq!(unix(&path).unwrap(), None);
+        ends(|| unix(&path).unwrap());
     }
 
     #[test]

@@ -18,6 +18,18 @@ const RETRY_EVERY: Duration = Duration::from_secs(1);
 /// The most batches that share one transaction.
 const MAX_TOGETHER: usize = 64;
 
+/// The lock on the state. It ends with this, and not with the last copy of its descriptor: a process that is being started
+/// meanwhile has one until it runs its own program.
+pub(super) struct Lock(File);
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Err(error) = rustix::fs::flock(&self.0, FlockOperation::Unlock) {
+            tracing::debug!(%error, "the lock of the state ends with the process");
+        }
+    }
+}
+
 /// What the writer is told.
 pub(super) enum Job {
     /// Make these changes durable.
@@ -27,7 +39,7 @@ pub(super) enum Job {
 }
 
 /// Runs until it is told to close, or until the last handle of the store is gone.
-pub(super) fn run(path: &Path, mut disk: Option<Disk>, mut lock: Option<File>, shared: &Arc<Shared>, jobs: &Receiver<Job>) {
+pub(super) fn run(path: &Path, mut disk: Option<Disk>, mut lock: Option<Lock>, shared: &Arc<Shared>, jobs: &Receiver<Job>) {
     loop {
         let mut batches = Vec::new();
         let mut closing = None;
@@ -75,7 +87,7 @@ pub(super) fn run(path: &Path, mut disk: Option<Disk>, mut lock: Option<File>, s
     }
 }
 
-fn rewrite(path: &Path, disk: &mut Option<Disk>, lock: &mut Option<File>, shared: &Shared) -> Result<(), super::sqlite::DiskError> {
+fn rewrite(path: &Path, disk: &mut Option<Disk>, lock: &mut Option<Lock>, shared: &Shared) -> Result<(), super::sqlite::DiskError> {
     if lock.is_none() {
         *lock = take_lock(path).map_err(|error| std::io::Error::other(error.to_string()))?;
         if lock.is_none() {
@@ -104,7 +116,7 @@ fn lock_path(path: &Path) -> PathBuf {
 ///
 /// # Errors
 /// [`StoreError::InUse`].
-pub(super) fn take_lock(path: &Path) -> Result<Option<File>, StoreError> {
+pub(super) fn take_lock(path: &Path) -> Result<Option<Lock>, StoreError> {
     let Ok(mut file) = File::options().read(true).write(true).create(true).truncate(false).open(lock_path(path)) else { return Ok(None) };
     if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
         let mut text = String::new();
@@ -116,5 +128,5 @@ pub(super) fn take_lock(path: &Path) -> Result<Option<File>, StoreError> {
     if let Err(error) = written {
         tracing::debug!(%error, "the lock file does not say whose it is");
     }
-    Ok(Some(file))
+    Ok(Some(Lock(file)))
 }
