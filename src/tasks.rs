@@ -22,10 +22,18 @@ use crate::model::duration::print_measured;
 /// It starts at the wall clock's time when the process first asked and then follows the monotonic clock, so a wall
 /// clock that is set while Proctor runs neither fires an alert early nor extends a silence. The wall clock itself is
 /// [`wall_now`]; the difference is the metric `proctor_clock_offset_seconds`.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "tests share the start: one whose clock is paused and ahead must not stop that of the others"
+)]
 pub fn now() -> Timestamp {
-    static START: OnceLock<(Timestamp, tokio::time::Instant)> = OnceLock::new();
-    let (wall, steady) = START.get_or_init(|| (wall_now(), tokio::time::Instant::now()));
-    *wall + steady.elapsed()
+    static START: OnceLock<(Timestamp, std::time::Instant)> = OnceLock::new();
+    let (wall, steady) = *START.get_or_init(|| (wall_now(), std::time::Instant::now()));
+    let now = tokio::time::Instant::now().into_std();
+    match now.checked_duration_since(steady) {
+        Some(after) => wall + after,
+        None => wall - steady.duration_since(now),
+    }
 }
 
 /// Returns what the wall clock says: for the `Date` of a mail and to notice that the clock was set.
