@@ -56,14 +56,31 @@ async fn while_the_relay_is_down_mails_wait_and_arrive_once_when_it_is_back() {
     assert_eq!(sink.mails().len(), 4, "each once");
 }
 
-/// Kills memcached once it is seen to live, and returns the text of Ann's mail about it.
-async fn alert_of(proctor: &Proctor, sink: &Sink, mut dead: Process) -> String {
-    let before = sink.mails().len();
+/// Waits until memcached is seen to live, nothing fires, and each beginning that Ann was told has its end: an episode of
+/// before must not be taken for the next one.
+async fn well(proctor: &Proctor, sink: &Sink) {
     proctor.shows("memcached_up{probe=\"cache\"} 1", Duration::from_secs(20)).await;
+    eventually("all is well and was told", Duration::from_secs(60), || async {
+        let metrics = proctor.metrics().await?;
+        let quiet = ["proctor_alerts{state=\"firing\"} 0", "proctor_outbox_depth 0"].iter().all(|line| metrics.contains(line));
+        let mails = sink.mails();
+        let told = |is: fn(&Mail) -> bool| {
+            let told = mails.iter().filter(|mail| mail.to == ADMINS[0] && is(mail));
+            told.map(|mail| mail.header("Message-ID")).collect::<BTreeSet<_>>().len()
+        };
+        (quiet && told(is_beginning) == told(is_end)).then_some(())
+    })
+    .await;
+}
+
+/// Kills memcached once all is well, and returns the text of Ann's mail about it.
+async fn alert_of(proctor: &Proctor, sink: &Sink, mut dead: Process) -> String {
+    well(proctor, sink).await;
+    let before = sink.mails().len();
     dead.kill();
     let mail = eventually("the alert is mailed", Duration::from_secs(20), || async {
         let mails = sink.mails().split_off(before);
-        mails.into_iter().find(|mail| mail.to == "ann@example.org" && mail.header("Subject").contains("MemcachedDown"))
+        mails.into_iter().find(|mail| mail.to == ADMINS[0] && is_beginning(mail) && mail.header("Subject").contains("MemcachedDown"))
     });
     mail.await.text
 }
@@ -124,7 +141,7 @@ async fn with_a_damaged_state_the_next_alert_is_mailed_and_says_so() {
         let memcached = || memcached(&folder, port).expect("it is installed");
         alert_of(&proctor, &sink, memcached()).await;
         let alive = memcached();
-        sink.wait_for(4, Duration::from_secs(20)).await;
+        well(&proctor, &sink).await;
         // In good order: then all of it is in the one file.
         proctor.stop();
         let bytes = std::fs::read(&state).expect("it is there");
@@ -243,6 +260,10 @@ async fn a_tunnel_frozen_or_closed_at_its_far_end_and_an_ssh_frozen_or_killed_ha
     shows(well).await;
 }
 
+fn is_beginning(mail: &Mail) -> bool {
+    mail.header("X-Alert-State") == "FIRING"
+}
+
 fn is_end(mail: &Mail) -> bool {
     matches!(mail.header("X-Alert-State"), "RESOLVED" | "REPAIRED")
 }
@@ -258,7 +279,7 @@ async fn a_stopped_postgresql_is_one_mail_that_lists_the_tunnel_and_the_healthch
     let sink = Sink::start().await;
     let probes = format!(
         "probes:\n  db: {{tcp: {{address: \"{far}\"}}}}\n  csrpt: {{tunnel: {{address: \"{near}\", speaks: postgres}}, depends_on: [db]}}\n  \
-         page: {{http: {{url: \"http://{}/healthcheck\", host: coursys.example.org}}, depends_on: [csrpt]}}\n",
+         page: {{http: {{url: \"http://{}/healthcheck\", host: coursys.example.org}}, interval: 3s, timeout: 3s, depends_on: [csrpt]}}\n",
         gunicorn.listen
     );
     let proctor = Proctor::configured(sink.port, &probes).built_in_rules().started();

@@ -3,15 +3,19 @@
 use std::process::Output;
 use std::time::Duration;
 
+use crate::support::memcached::memcached;
 use crate::support::process::{eventually, free_port};
 use crate::support::proctor::Proctor;
 use crate::support::smtp::Sink;
 
 fn dead_cache() -> String {
+    cache(free_port())
+}
+
+fn cache(port: u16) -> String {
     format!(
-        "probes:\n  cache: {{memcached: {{address: \"127.0.0.1:{}\"}}}}\n\
-         actions:\n  start-cache: {{command: {{argv: [/bin/true]}}, matchers: ['alertname=\"MemcachedDown\"'], firing_for: 0s, mode: act, verify: {{within: 1s}}}}\n",
-        free_port()
+        "probes:\n  cache: {{memcached: {{address: \"127.0.0.1:{port}\"}}}}\n\
+         actions:\n  start-cache: {{command: {{argv: [/bin/true]}}, matchers: ['alertname=\"MemcachedDown\"'], firing_for: 0s, mode: act, verify: {{within: 1s}}}}\n"
     )
 }
 
@@ -23,10 +27,14 @@ fn said(output: &Output) -> String {
 
 #[tokio::test]
 async fn alert_list_says_what_fires_and_why_it_is_not_mailed() {
-    let sink = Sink::start().await;
-    let proctor = Proctor::configured(sink.port, &dead_cache()).rules(DOWN).started();
-    eventually("Proctor is asked", Duration::from_secs(10), || async { proctor.run(&["hold", "10m"]).status.success().then_some(()) })
-        .await;
+    let (port, sink) = (free_port(), Sink::start().await);
+    let proctor = Proctor::configured(sink.port, &cache(port)).rules(DOWN);
+    let Some(mut dead) = memcached(proctor.folder.path(), port) else { return };
+    let proctor = proctor.started();
+    proctor.shows("memcached_up{probe=\"cache\"} 1", Duration::from_secs(20)).await;
+    // Held before there is anything to mail.
+    assert!(proctor.run(&["hold", "10m"]).status.success());
+    dead.kill();
     let listed = || async {
         let text = said(&proctor.run(&["alert", "list"]));
         (text.contains("firing ") && text.contains("is not mailed now: held until")).then_some(text)
@@ -40,11 +48,15 @@ async fn alert_list_says_what_fires_and_why_it_is_not_mailed() {
 
 #[tokio::test]
 async fn paused_actions_wait_over_a_restart_until_they_are_resumed() {
-    let sink = Sink::start().await;
-    let mut proctor = Proctor::configured(sink.port, &dead_cache()).rules(DOWN).started();
-    eventually("Proctor is asked", Duration::from_secs(10), || async { proctor.run(&["action", "pause"]).status.success().then_some(()) })
-        .await;
+    let (port, sink) = (free_port(), Sink::start().await);
+    let proctor = Proctor::configured(sink.port, &cache(port)).rules(DOWN);
+    let Some(mut dead) = memcached(proctor.folder.path(), port) else { return };
+    let mut proctor = proctor.started();
+    proctor.shows("memcached_up{probe=\"cache\"} 1", Duration::from_secs(20)).await;
+    // Paused before there is anything to do.
+    assert!(proctor.run(&["action", "pause"]).status.success());
     proctor.kill();
+    dead.kill();
     proctor.start();
     sink.wait_for(2, Duration::from_secs(20)).await;
     let text = eventually("it says why nothing is done", Duration::from_secs(20), || async {
@@ -54,7 +66,7 @@ async fn paused_actions_wait_over_a_restart_until_they_are_resumed() {
     let text = text.await;
     assert!(text.starts_with("PAUSED by root since "), "{text}");
     assert!(text.contains("start-cache command acts for alertname=\"MemcachedDown\""), "{text}");
-    proctor.shows("proctor_actions_paused 1", Duration::from_secs(5)).await;
+    proctor.shows("proctor_actions_paused 1", Duration::from_secs(20)).await;
     let text = said(&proctor.run(&["action", "resume"]));
     assert!(text.contains("actions run again; they were paused by root since "), "{text}");
     proctor.shows("proctor_actions_total{outcome=\"failed\"} 1", Duration::from_secs(20)).await;

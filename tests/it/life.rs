@@ -294,7 +294,7 @@ async fn systemd_is_told_of_start_watchdog_reload_and_stop_and_a_dead_relay_does
     house.write("rules.yml", RULES);
     let mut systemd = Notified::bind(&house);
     let mut proctor = house.start_with(|command| {
-        command.env("NOTIFY_SOCKET", house.path("notify")).env("WATCHDOG_USEC", "1000000");
+        command.env("NOTIFY_SOCKET", house.path("notify")).env("WATCHDOG_USEC", "3000000");
     });
     let ready = systemd.until("READY=1").await;
     assert!(ready.contains("STATUS=Watching 1 targets: "), "{ready}");
@@ -305,7 +305,7 @@ async fn systemd_is_told_of_start_watchdog_reload_and_stop_and_a_dead_relay_does
     for _ in 0..6 {
         systemd.until("WATCHDOG=1").await;
     }
-    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(12), "{:?}", begin.elapsed());
 
     proctor.signal("HUP");
     let reloading = systemd.until("RELOADING=1").await;
@@ -400,7 +400,8 @@ async fn a_second_signal_ends_the_wait_at_once() {
     proctor.signal("TERM");
     house.logs("stopping").await;
     let (code, took) = stop(&mut proctor, "INT").await;
-    assert!(took < Duration::from_secs(2), "{took:?}");
+    // The mail under way may take 5 s to end.
+    assert!(took < Duration::from_secs(4), "{took:?}");
     assert_eq!(code, Some(1), "what was under way did not end");
     assert!(house.log().contains("told to stop a second time"), "{}", house.log());
 }

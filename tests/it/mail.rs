@@ -28,9 +28,9 @@ fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// Limits of the same shape as the real ones, in fractions of a second.
+/// Limits of the same shape as the real ones, in seconds: a good relay on a busy machine keeps them.
 fn limits() -> Limits {
-    Limits { banner: ms(500), command: ms(500), dot: ms(800), session: ms(3000), ..Limits::default() }
+    Limits { banner: ms(2000), command: ms(2000), dot: ms(3000), session: ms(9000), ..Limits::default() }
 }
 
 fn relay(sink: &Sink, security: Security) -> Relay {
@@ -197,7 +197,7 @@ async fn a_hostile_relay_is_left_within_its_limits_and_understood() {
         if found != (stage, verdict) && !(near && found.1 == verdict) {
             wrong.push(format!("{quirk:?}: {found:?} {error:?}"));
         }
-        assert!(begin.elapsed() < Duration::from_secs(5), "{quirk:?} took {:?}", begin.elapsed());
+        assert!(begin.elapsed() < Duration::from_secs(12), "{quirk:?} took {:?}", begin.elapsed());
         assert!(error.transcript.iter().map(String::len).sum::<usize>() < 100_000);
     }
     assert!(wrong.is_empty(), "{wrong:#?}");

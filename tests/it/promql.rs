@@ -346,7 +346,8 @@ proptest! {
     fn no_text_makes_the_parser_panic_or_dwell(text in "\\PC{0,200}") {
         let before = std::time::Instant::now();
         drop(promql::parse(&text));
-        prop_assert!(before.elapsed() < Duration::from_secs(2), "{text}");
+        // Long for a debug build on a busy machine; what dwells would take minutes.
+        prop_assert!(before.elapsed() < Duration::from_secs(10), "{text}");
     }
 
     #[test]

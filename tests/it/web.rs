@@ -117,9 +117,12 @@ fn basic(user: &str, password: &str) -> String {
     format!("Authorization: Basic {}\r\n", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
 }
 
+/// Writes a file at once: a Proctor that looks at it meanwhile never finds half of it.
 fn write(path: &Path, text: &str, mode: u32) {
-    std::fs::write(path, text).expect("can be written");
-    std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("can be set");
+    let new = path.with_extension("new");
+    std::fs::write(&new, text).expect("can be written");
+    std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("can be set");
+    std::fs::rename(&new, path).expect("can be renamed");
 }
 
 /// Writes a certificate for localhost and its key.
