@@ -104,8 +104,12 @@ async fn the_image_runs_as_nobody_on_a_read_only_root_and_its_health_is_its_own(
     health("healthy").await;
     let logs = container.cli(&["logs", &container.name]).1;
     assert_eq!(container.cli(&["exec", &container.name, "stat", "-c", "%u %a", "/var/lib/proctor/state.db"]).1, "65532 600", "{logs}");
-    let checked = container.cli(&["exec", &container.name, "proctor", "health"]);
-    assert!(checked.0 && checked.1.contains("1 failing"), "{checked:?}");
+    // Proctor is well before it has asked anybody.
+    eventually("its health says what fails", Duration::from_secs(60), || async {
+        let (well, said) = container.cli(&["exec", &container.name, "proctor", "health"]);
+        (well && said.contains("1 failing")).then_some(())
+    })
+    .await;
     // One that hangs answers nobody.
     let pid = container.inspect("{{.State.Pid}}");
     assert!(Command::new("kill").args(["-STOP", &pid]).status().expect("kill runs").success());

@@ -183,7 +183,7 @@ async fn a_real_prometheus_takes_every_sample() {
         let body: serde_json::Value = serde_json::from_str(&answer[answer.find("\r\n\r\n")? + 4..]).ok()?;
         body["data"]["result"][0]["value"][1].as_str()?.parse::<f64>().ok()
     };
-    let scraped = eventually("Prometheus scrapes", Duration::from_secs(30), || query("scrape_samples_scraped%20%3E%200")).await;
+    let scraped = eventually("Prometheus scrapes", Duration::from_secs(60), || query("scrape_samples_scraped%20%3E%200")).await;
     assert_eq!(eventually("up", Duration::from_secs(10), || query("up")).await, 1.0);
     let (_, shown) = get(site.port, "/metrics", "").await;
     let shown = String::from_utf8(shown).expect("UTF-8").lines().filter(|line| !line.starts_with('#')).count();

@@ -366,7 +366,8 @@ async fn the_page_names_the_root_before_what_it_takes_down_and_shows_hostile_tex
     write(&script, &format!("#!/bin/sh\ncat <<'END'\n{HOSTILE}\nEND\nexit 1\n"), 0o755);
     let sections = format!(
         "probes:\n  aaa-child: {{tcp: {{address: '127.0.0.1:{closed}'}}, depends_on: [root]}}\n  root: {{tcp: {{address: '127.0.0.1:{closed}'}}}}\n  \
-         quota: {{command: {{argv: [{}]}}}}\n  fine: {{command: {{argv: [/bin/true]}}}}\n  site: {{heartbeat: {{every: 1h, token_file: {}}}}}\n",
+         quota: {{command: {{argv: [{}]}}, interval: 5s, timeout: 5s}}\n  fine: {{command: {{argv: [/bin/true]}}, interval: 5s, timeout: 5s}}\n  \
+         site: {{heartbeat: {{every: 1h, token_file: {}}}}}\n",
         script.display(),
         token.display()
     );
