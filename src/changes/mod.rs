@@ -51,13 +51,15 @@ pub enum Kind {
     Upgraded,
     /// A certificate was renewed.
     Renewed,
+    /// A certificate gave way to one that is not its renewal: names are missing, or it is older.
+    Replaced,
     /// The host was started.
     Booted,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Started,
         Self::Stopped,
         Self::Restarted,
@@ -66,6 +68,7 @@ impl Kind {
         Self::Deployed,
         Self::Upgraded,
         Self::Renewed,
+        Self::Replaced,
         Self::Booted,
     ];
 
@@ -80,6 +83,7 @@ impl Kind {
             Self::Deployed => "deployed",
             Self::Upgraded => "upgraded",
             Self::Renewed => "renewed",
+            Self::Replaced => "replaced",
             Self::Booted => "booted",
         }
     }

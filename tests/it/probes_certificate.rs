@@ -185,6 +185,149 @@ async fn the_share_of_the_lifetime_means_the_same_for_6_45_and_90_days() {
     }
 }
 
+/// certbot's folders below a root of their own, as certbot 5.1 leaves them: `etc/letsencrypt/{live,renewal}`.
+struct Lineage {
+    root: tempfile::TempDir,
+    authority: Authority,
+}
+
+impl Lineage {
+    fn new() -> Self {
+        let root = tempfile::tempdir().expect("a folder");
+        for folder in ["etc/letsencrypt/live/a", "etc/letsencrypt/renewal"] {
+            std::fs::create_dir_all(root.path().join(folder)).expect("a folder");
+        }
+        Self { root, authority: Authority::new() }
+    }
+
+    fn path(&self, path: &str) -> std::path::PathBuf {
+        self.root.path().join(path)
+    }
+
+    fn write(&self, path: &str, text: &str) {
+        let path = self.path(path);
+        std::fs::create_dir_all(path.parent().expect("it has one")).expect("a folder");
+        std::fs::write(path, text).expect("is written");
+    }
+
+    /// Puts a certificate of so many days there, of which so many are left.
+    fn certificate(&self, days: f64, left: f64) {
+        self.write("etc/letsencrypt/live/a/fullchain.pem", &self.authority.issue_for(&[SITE], (left - days, left)).0);
+    }
+
+    /// Writes its configuration, with lines before its only section and lines behind.
+    fn conf(&self, before: &str, behind: &str) {
+        let live = self.path("etc/letsencrypt/live/a");
+        let live = live.display();
+        let text = format!(
+            "{before}\nversion = 5.1.0\narchive_dir = {live}\ncert = {live}/cert.pem\nfullchain = {live}/fullchain.pem\n[renewalparams]\nserver = https://ca.example.org/directory\n{behind}\n"
+        );
+        self.write("etc/letsencrypt/renewal/a.conf", &text);
+    }
+
+    async fn ask(&self) -> ProbeResult {
+        let result = ask_files(&self.path("etc/letsencrypt/live/*/fullchain.pem")).await;
+        well(&result);
+        result
+    }
+
+    /// Returns by how many days the renewal is overdue.
+    async fn overdue(&self) -> Option<f64> {
+        value(&self.ask().await, "certificate_renewal_overdue_seconds").map(|seconds| seconds / 86_400.0)
+    }
+}
+
+#[tokio::test]
+async fn when_the_client_should_have_renewed_is_known_from_its_own_configuration() {
+    let lineage = Lineage::new();
+    lineage.conf("# renew_before_expiry = 99 days", "");
+    for (days, left, overdue) in
+        [(90.0, 29.0, 1.0), (90.0, 31.0, -1.0), (45.0, 14.0, 1.0), (6.0, 2.0, 1.0), (6.0, 3.5, -0.5), (365.0, 31.0, -1.0)]
+    {
+        lineage.certificate(days, left);
+        nearly(lineage.overdue().await, overdue);
+    }
+    // What certbot was told counts before its custom; more than the whole lifetime is all of it.
+    lineage.certificate(90.0, 10.0);
+    for (told, overdue) in [("5 days", -5.0), ("2 weeks", 4.0), ("'1 week 2 days' # late", -1.0), ("100 years", 80.0)] {
+        lineage.conf(&format!("renew_before_expiry = {told}"), "");
+        nearly(lineage.overdue().await, overdue);
+    }
+    // acme.sh notes the moment beside the certificate.
+    let moment = lineage.ask().await.at.0 / 1000 - 86_400;
+    lineage.write("acme/a.example.org_ecc/fullchain.cer", &lineage.authority.issue_for(&[SITE], (-60.0, 30.0)).0);
+    lineage.write("acme/a.example.org_ecc/a.example.org.conf", &format!("Le_Domain='a.example.org'\nLe_NextRenewTime='{moment}'\n"));
+    let result = ask_files(&lineage.path("acme/a.example.org_ecc/fullchain.cer")).await;
+    nearly(value(&result, "certificate_renewal_overdue_seconds").map(|seconds| seconds / 86_400.0), 1.0);
+}
+
+#[tokio::test]
+async fn a_renewal_whose_moment_is_not_known_is_judged_by_the_share_and_the_evidence_says_why() {
+    let lineage = Lineage::new();
+    lineage.certificate(90.0, 60.0);
+    let says = async |words: &str| {
+        let result = lineage.ask().await;
+        assert_eq!(value(&result, "certificate_renewal_overdue_seconds"), None, "{words}");
+        nearly(value(&result, "certificate_remaining_share"), 2.0 / 3.0);
+        assert!(result.evidence.iter().any(|line| line.contains(words)), "{words}: {:?}", result.evidence);
+    };
+    says("renewal/a.conf, so certbot does not renew it").await;
+    lineage.conf("renew_before_expiry = a fortnight", "");
+    says("has a renew_before_expiry that is not understood: \"a fortnight\"").await;
+    lineage.conf("", "autorenew = False");
+    says("tells certbot not to renew it").await;
+    lineage.write("etc/letsencrypt/renewal/a.conf", "\u{0}garbage");
+    says("is no configuration of a renewal").await;
+    lineage.write("etc/letsencrypt/renewal/a.conf", &"#".repeat(100_000));
+    says("is larger than").await;
+    // Where no client is seen, there is nothing to say.
+    std::fs::remove_dir_all(lineage.path("etc/letsencrypt/renewal")).expect("is removed");
+    let result = lineage.ask().await;
+    assert!(result.evidence.is_empty() && value(&result, "certificate_renewal_overdue_seconds").is_none(), "{:?}", result.evidence);
+}
+
+#[tokio::test]
+async fn of_a_renewal_that_is_overdue_it_is_said_what_is_seen_of_its_job() {
+    let lineage = Lineage::new();
+    lineage.conf("", "");
+    let told = async || lineage.ask().await.evidence.join("\n");
+    lineage.certificate(90.0, 29.5);
+    assert_eq!(told().await, "", "the job may still come today");
+    lineage.certificate(90.0, 20.0);
+    let nothing = told().await;
+    for words in [
+        "by ",
+        "etc/letsencrypt/renewal/a.conf its renewal was due 10d ago",
+        "var/log/letsencrypt/letsencrypt.log: certbot does not run",
+        "no timer of certbot is enabled",
+    ] {
+        assert!(nothing.contains(words), "{words}: {nothing}");
+    }
+    // As certbot 5.1 wrote it.
+    let log = "2026-11-26 04:23:22,013:ERROR:certbot._internal.renewal:Failed to renew certificate a with error: no account\n\
+               2026-11-26 04:23:22,019:ERROR:certbot._internal.renewal:Failed to renew certificate b with error: other\n\
+               2026-11-26 04:23:22,020:ERROR:certbot._internal.log:2 renew failure(s), 0 parse failure(s)\n";
+    lineage.write("var/log/letsencrypt/letsencrypt.log", &format!("{}\n{log}", "x".repeat(100_000)));
+    lineage.write("etc/cron.d/certbot", "");
+    let links = lineage.path("etc/systemd/system/timers.target.wants");
+    std::fs::create_dir_all(&links).expect("a folder");
+    symlink("/lib/systemd/system/certbot.timer", links.join("certbot.timer")).expect("a link");
+    lineage.conf("", "[acme_renewal_info]\nari_retry_after = 2026-11-26T10:23:21");
+    let all = told().await;
+    for words in [
+        "Failed to renew certificate a with error: no account",
+        "was last written",
+        "certbot noted in",
+        "timers.target.wants/certbot.timer, ",
+        "etc/cron.d/certbot",
+    ] {
+        assert!(all.contains(words), "{words}: {all}");
+    }
+    // Another command of certbot's ran last.
+    lineage.write("var/log/letsencrypt/letsencrypt.log", "2026-11-26 04:23:23,403:DEBUG:certbot._internal.renewal:no renewal failures\n");
+    assert!(told().await.contains("no renewal failures"));
+}
+
 #[tokio::test]
 async fn what_browsers_refuse_is_a_failure_with_its_own_words_and_is_measured_all_the_same() {
     let Some(nginx) = Nginx::start().await else { return };
@@ -576,4 +719,26 @@ async fn a_renewed_certificate_is_a_change_of_the_host() {
     write(89.0);
     watched.run("certs").await;
     assert_eq!(told(), [format!("certificate {}", path.display())]);
+}
+
+#[tokio::test]
+async fn a_certificate_that_takes_names_away_or_is_older_is_not_called_a_renewal() {
+    let (folder, authority) = (tempfile::tempdir().expect("a folder"), Authority::new());
+    let path = folder.path().join("fullchain.pem");
+    let write = |names: &[&str], from| std::fs::write(&path, authority.issue_for(names, (from, 60.0)).0).expect("is written");
+    let watched = Watched::new(&format!("  certs: {{certificate: {{files: ['{}']}}}}\n", path.display()));
+    let last = || watched.changes.between(Timestamp(0), Timestamp(i64::MAX)).pop().map(|change| (change.kind.as_str(), change.detail));
+    write(&[SITE, "www.example.org"], -30.0);
+    watched.run("certs").await;
+    for (names, from, kind, words) in [
+        (&[SITE, "www.example.org", "new.example.org"][..], -20.0, "renewed", ""),
+        (&[SITE, "*.example.org"], -10.0, "renewed", ""),
+        (&[SITE, "*.example.org"], -40.0, "replaced", "an older one than before"),
+        (&["other.example.com"], -1.0, "replaced", "and not for coursys.example.org, *.example.org any more"),
+    ] {
+        write(names, from);
+        watched.run("certs").await;
+        let (found, detail) = last().expect("it is a change");
+        assert!(found == kind && detail.contains(words), "{names:?}: {found} {detail}");
+    }
 }

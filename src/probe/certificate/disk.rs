@@ -12,7 +12,8 @@ use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::sign::CertifiedKey;
 
-use super::facts::Facts;
+use super::facts::{Facts, told};
+use super::renewal::{self, Renewal};
 use super::{record_dates, record_remaining};
 use crate::changes::{Change, Changes, Kind};
 use crate::client::secret::{self, SecretError};
@@ -32,6 +33,10 @@ const MAX_KEY: u64 = 64 * 1024;
 
 static KEY_MATCHES: Family =
     Family::gauge("certificate_key_matches", "Whether the key beside the file belongs to its certificate; absent where the key may not be read");
+static OVERDUE: Family = Family::gauge(
+    "certificate_renewal_overdue_seconds",
+    "How long ago the certificate of the file should have been renewed, by the configuration of its client (certbot, acme.sh); negative until then, absent where that is not known",
+);
 
 /// The files of some patterns.
 pub(super) struct Disk {
@@ -60,6 +65,8 @@ pub(super) struct Bundle {
     pub(super) written: Option<Timestamp>,
     /// Whether the key belongs to the first certificate; nothing where there is none that may be read.
     key_matches: Option<bool>,
+    /// What its client's configuration says of its renewal; nothing where no client is seen.
+    renewal: Option<Renewal>,
 }
 
 /// Something that may not be read.
@@ -192,7 +199,8 @@ fn bundle(path: &Path) -> Result<Bundle, SecretError> {
         }
     });
     let written = std::fs::metadata(path).ok().map(|of| Timestamp::from_secs(std::os::unix::fs::MetadataExt::mtime(&of)));
-    Ok(Bundle { path: path.to_owned(), chain, written, key_matches })
+    let renewal = chain.first().and_then(|leaf| renewal::of(path, leaf, tasks::wall_now()));
+    Ok(Bundle { path: path.to_owned(), chain, written, key_matches, renewal })
 }
 
 /// Returns where the key of a certificate lies by custom: certbot's `privkey.pem`, else `NAME.key`.
@@ -235,10 +243,16 @@ impl Files {
         let leaves = bundles.iter().filter_map(|bundle| Some((bundle.path.clone(), bundle.chain.first()?.clone())));
         let now: BTreeMap<PathBuf, Facts> = leaves.collect();
         for (path, leaf) in &now {
-            if last.get(path).is_some_and(|before| before.der != leaf.der) {
+            if let Some(before) = last.get(path).filter(|before| before.der != leaf.der) {
                 let until = Timestamp::from_secs(leaf.not_after);
-                let (subject, detail) = (format!("certificate {}", path.display()), format!("now for {}, until {until}", leaf.subject));
-                self.changes.record(Change { at: tasks::now(), kind: Kind::Renewed, subject, detail });
+                let lost = leaf.lacks(before);
+                let (kind, wrong) = match lost.as_slice() {
+                    [] if leaf.not_before >= before.not_before => (Kind::Renewed, String::new()),
+                    [] => (Kind::Replaced, ", an older one than before".to_owned()),
+                    lost => (Kind::Replaced, format!(", and not for {} any more", told(lost))),
+                };
+                let (subject, detail) = (format!("certificate {}", path.display()), format!("now for {}, until {until}{wrong}", leaf.subject));
+                self.changes.record(Change { at: tasks::now(), kind, subject, detail });
             }
         }
         *last = now;
@@ -287,5 +301,11 @@ fn record(rec: &mut Recorder, bundle: &Bundle) {
     }
     if let Some(matches) = bundle.key_matches {
         rec.set_with(&KEY_MATCHES, &labels, f64::from(u8::from(matches)));
+    }
+    if let Some(renewal) = &bundle.renewal {
+        renewal.evidence.iter().for_each(|line| rec.evidence(line));
+        if let Some(due) = renewal.due {
+            rec.set_with(&OVERDUE, &labels, now.as_secs_f64() - due.as_secs_f64());
+        }
     }
 }

@@ -70,13 +70,24 @@ impl Facts {
         ParsedCertificate::try_from(&self.der).is_ok_and(|parsed| rustls::client::verify_server_name(&parsed, name).is_ok())
     }
 
-    /// Says which names it covers: `a, b and 3 more`.
+    /// Returns the names that another covers and this one does not.
+    pub(super) fn lacks(&self, other: &Self) -> Vec<String> {
+        let covers = |name: &str| ServerName::try_from(name).is_ok_and(|name| self.covers(&name));
+        other.names.iter().filter(|name| !self.names.contains(name) && !covers(name)).cloned().collect()
+    }
+
+    /// Says which names it covers.
     pub(super) fn told_names(&self) -> String {
-        match self.names.len() {
-            0 => "no name at all".to_owned(),
-            n if n > MAX_NAMES => format!("{} and {} more", self.names[..MAX_NAMES].join(", "), n - MAX_NAMES),
-            _ => self.names.join(", "),
-        }
+        told(&self.names)
+    }
+}
+
+/// Says names: `a, b and 3 more`.
+pub(super) fn told(names: &[String]) -> String {
+    match names.len() {
+        0 => "no name at all".to_owned(),
+        n if n > MAX_NAMES => format!("{} and {} more", names[..MAX_NAMES].join(", "), n - MAX_NAMES),
+        _ => names.join(", "),
     }
 }
 

@@ -6,17 +6,20 @@
 
 mod disk;
 mod facts;
+mod renewal;
 mod served;
 mod starttls;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::http::{self, Host};
 use super::{Planned, Recorder, Shared};
 use crate::client::net::Endpoint;
 use crate::model::decode::{self, Decode};
+use crate::model::duration::print;
 use crate::model::yaml::Node;
 use crate::model::{Family, Problems, Timestamp};
 
@@ -136,6 +139,13 @@ pub fn plan(config: &CertificateConfig, _: &str, shared: &Shared) -> Result<Vec<
 fn record_remaining(rec: &mut Recorder, labels: &[(&'static str, &str)], leaf: &Facts, now: Timestamp) {
     rec.set_with(&REMAINING, labels, leaf.not_after as f64 - now.as_secs_f64());
     rec.set_with(&SHARE, labels, leaf.remaining_share(now));
+}
+
+/// Prints a duration in its larger units: `3d`, `5h`.
+fn days(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    let unit = [86_400, 3600, 60].into_iter().find(|unit| seconds >= *unit).unwrap_or(1);
+    print(Duration::from_secs(seconds - seconds % unit))
 }
 
 /// Records the dates of a certificate.

@@ -13,9 +13,8 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 
 use super::disk::{Bundle, Disk, Look};
 use super::facts::{Facts, top};
-use super::{Entry, record_dates, record_remaining};
+use super::{Entry, days, record_dates, record_remaining};
 use crate::client::net::{self, Endpoint, NetError, Phases, Trust};
-use crate::model::duration::print;
 use crate::model::{Failure, Family, Reason, Sight, Timestamp};
 use crate::probe::http::{EXPIRY, TLS_VERSION};
 use crate::probe::tcp::record_net;
@@ -324,13 +323,6 @@ fn lock<'a, 'b>(progress: &'a Mutex<Progress<'b>>) -> std::sync::MutexGuard<'a, 
 /// Whether this host itself has no way to such an address.
 fn is_no_way(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::AddrNotAvailable)
-}
-
-/// Prints a duration in its larger units: `3d`, `5h`.
-fn days(duration: Duration) -> String {
-    let seconds = duration.as_secs();
-    let unit = [86_400, 3600, 60].into_iter().find(|unit| seconds >= *unit).unwrap_or(1);
-    print(Duration::from_secs(seconds - seconds % unit))
 }
 
 #[cfg(test)]
