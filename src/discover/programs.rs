@@ -23,6 +23,11 @@ fn is_python(word: &str) -> bool {
     Path::new(word).file_name().is_some_and(|name| name.to_string_lossy().starts_with("python"))
 }
 
+/// Says whether it is a Proctor that watches.
+pub fn is_proctor(process: &Process) -> bool {
+    process.name == "proctor" && process.command.iter().any(|word| word == "serve")
+}
+
 /// Returns the Python that runs a process, by its whole path.
 pub fn python(process: &Process) -> Option<PathBuf> {
     process.command.first().filter(|word| word.starts_with('/') && is_python(word)).map(PathBuf::from)
@@ -51,7 +56,7 @@ pub fn claims(process: &Process, at: &At) -> bool {
     };
     match process.name.as_str() {
         "ssh" | "autossh" => tunnel::far_end(&process.command, port).is_some(),
-        "proctor" => port == PROCTOR && process.command.iter().any(|word| word == "serve"),
+        "proctor" => port == PROCTOR && is_proctor(process),
         "docker-proxy" => options(&process.command, "-host-port", "-host-port").contains(&port.to_string().as_str()),
         _ => is(process, "gunicorn") && options(&process.command, "-b", "--bind").iter().any(|bind| bind.ends_with(&format!(":{port}"))),
     }
@@ -61,6 +66,24 @@ pub fn claims(process: &Process, at: &At) -> bool {
 pub fn inside(process: &Process) -> Option<u16> {
     let port = || options(&process.command, "-container-port", "-container-port").first()?.parse().ok();
     if process.name == "docker-proxy" { port() } else { None }
+}
+
+/// Says whether a name is one of what renders markup.
+pub fn names_markup(name: &str) -> bool {
+    let name = name.to_ascii_lowercase();
+    name.contains("markup") || name.contains("markdown")
+}
+
+/// Returns the script of a service that renders markup, in whatever language; a `puma` says it in its title.
+pub fn markup(process: &Process) -> Option<&str> {
+    let (first, rest) = process.command.split_first()?;
+    let interpreter = Path::new(first).file_name()?.to_string_lossy();
+    let script = |word: &&str| {
+        let of_script = [".rb", ".ru", ".py", ".js"].iter().any(|end| word.ends_with(end));
+        names_markup(word) && (of_script || word.starts_with('['))
+    };
+    let mut names = rest.iter().take(2 * FIRST).map(|word| word.rsplit('/').next().unwrap_or_default());
+    names.find(script).filter(|_| ["ruby", "puma", "rackup", "python", "node"].iter().any(|known| interpreter.starts_with(known)))
 }
 
 /// Returns the queues that a worker of Celery takes from; nothing where it is none, the default queue where none is named.
@@ -162,6 +185,22 @@ mod tests {
         assert_eq!(schedule(&beat), Some("/coursys/data/schedule".into()));
         assert_eq!(schedule(&process("/v/bin/celery beat --schedule=/x/y")), Some("/x/y".into()));
         assert!(database_scheduler(&process("celery beat --scheduler django_celery_beat.schedulers:DatabaseScheduler")));
+    }
+
+    #[test]
+    fn a_service_that_renders_markup_is_known_by_its_script() {
+        let of = |line: &str| markup(&process(line)).map(str::to_owned);
+        for (line, script) in [
+            ("ruby /srv/markdown2html-server.rb amqp://u:hunter2@mq", "markdown2html-server.rb"),
+            ("/usr/local/bin/ruby -W0 markup.rb", "markup.rb"),
+            ("puma 6.4.2 (tcp://0.0.0.0:4567) [ruby-markup]", "[ruby-markup]"),
+            ("/v/bin/python /site/markup.py", "markup.py"),
+        ] {
+            assert_eq!(of(line).as_deref(), Some(script), "{line}");
+        }
+        for line in ["vim /srv/markdown2html-server.rb", "python /markup/manage.py runserver", "ruby server.rb --markup", "ruby"] {
+            assert_eq!(of(line), None, "{line}");
+        }
     }
 
     #[test]

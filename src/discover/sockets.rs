@@ -70,20 +70,23 @@ pub struct Listener {
 /// Returns what listens, lowest port first, and every process with a command line.
 pub fn look() -> (Vec<Listener>, Vec<Process>) {
     let tcp = procfs::net::tcp().into_iter().chain(procfs::net::tcp6()).flatten();
-    let tcp = tcp.filter(|entry| entry.state == TcpState::Listen).map(|entry| (entry.inode, At::Tcp(reachable(entry.local_address))));
+    let tcp = tcp.filter(|entry| entry.state == TcpState::Listen);
+    let tcp = tcp.map(|entry| (entry.inode, (At::Tcp(reachable(entry.local_address)), Some(entry.uid))));
     // A stream socket with a name that is not connected is one that listens.
     let unix =
         procfs::net::unix().unwrap_or_default().into_iter().filter(|entry| entry.socket_type == 1 && entry.state == UnixState::UNCONNECTED);
-    let unix = unix.filter_map(|entry| Some((entry.inode, At::Unix(entry.path.filter(|path| path.is_absolute())?))));
-    let sockets: HashMap<u64, At> = tcp.chain(unix).take(MAX_SOCKETS).collect();
+    let unix = unix.filter_map(|entry| Some((entry.inode, (At::Unix(entry.path.filter(|path| path.is_absolute())?), None))));
+    let sockets: HashMap<u64, (At, Option<u32>)> = tcp.chain(unix).take(MAX_SOCKETS).collect();
     let (mut owners, mut processes) = (HashMap::<u64, Process>::new(), Vec::new());
+    // Of each process: its number, that of its parent, its user.
+    let mut numbers = Vec::new();
     for process in procfs::process::all_processes().into_iter().flatten().flatten().take(MAX_PROCESSES) {
         let command = words(process.cmdline().unwrap_or_default());
         // A thread of the kernel.
         if command.is_empty() {
             continue;
         }
-        let name = process.stat().map(|stat| stat.comm).unwrap_or_default();
+        let (name, parent) = process.stat().map(|stat| (stat.comm, stat.ppid)).unwrap_or_default();
         let this = Process { name, command, folder: process.cwd().ok() };
         for descriptor in process.fd().into_iter().flatten().flatten() {
             if let FDTarget::Socket(inode) = descriptor.target
@@ -93,9 +96,17 @@ pub fn look() -> (Vec<Listener>, Vec<Process>) {
                 owners.entry(inode).or_insert_with(|| this.clone());
             }
         }
+        numbers.push((process.pid(), parent, process.uid().ok()));
         processes.push(this);
     }
-    let all = sockets.into_iter().map(|(inode, at)| (at, owners.remove(&inode))).collect();
+    // The user of a socket everybody may see. One who runs Proctor and what Proctor starts, and nothing else, is Proctor's own.
+    let of_proctor = |user: u32| {
+        let (at, (pid, ..)) =
+            numbers.iter().enumerate().find(|(at, (.., of))| *of == Some(user) && programs::is_proctor(&processes[*at]))?;
+        let alone = numbers.iter().filter(|(.., of)| *of == Some(user)).all(|(number, parent, _)| number == pid || parent == pid);
+        alone.then(|| processes[at].clone())
+    };
+    let all = sockets.into_iter().map(|(inode, (at, user))| (at, owners.remove(&inode).or_else(|| of_proctor(user?)))).collect();
     (sorted(all, &processes), processes)
 }
 

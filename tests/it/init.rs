@@ -11,8 +11,9 @@ use super::support::docker::Container;
 use super::support::gunicorn::venv;
 use super::support::memcached::memcached;
 use super::support::nginx::Nginx;
-use super::support::process::{Process, eventually, free_port};
+use super::support::process::{Process, eventually, free_port, program};
 use super::support::rabbitmq::Rabbitmq;
+use super::support::site::Markup;
 use super::support::systemd::{Unit, bus, stack, systemctl};
 use super::support::tunnel::{Mariadb, Postgres, Tunnel, as_user};
 
@@ -136,6 +137,8 @@ async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_th
     let Some(cache) = Cache::start().await else { return };
     rabbitmq.ctl(&["add_vhost", "myvhost"]);
     let Some(project) = Project::new(&settings(rabbitmq.port, cache.port, "")) else { return };
+    rabbitmq.user("service", "myvhost", [".*", ".*", ".*"]);
+    let Some(_markup) = Markup::start(&format!("amqp://service:pw-service@127.0.0.1:{}/myvhost", rabbitmq.port), "").await else { return };
     let gunicorn = free_port();
     let mut command = Command::new(&project.python);
     command
@@ -173,6 +176,8 @@ async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_th
         "smtp: {host: \"mail.example.org\", port: 587, tls: starttls, username: \"coursys\", password_file: ".to_owned(),
         "vhost: \"myvhost\", username: proctor, password_file: ".to_owned(),
         "celery: {celery: {via: rabbitmq".to_owned(),
+        "# service that renders markup (markup.py), by its queue".to_owned(),
+        "# markup: {markup: {via: rabbitmq".to_owned(),
         "site: {name: \"coursys\"}".to_owned(),
         format!("/manage.py, as {}", if rustix::process::geteuid().is_root() { "nobody" } else { "" }),
     ] {
@@ -225,6 +230,10 @@ async fn init_finds_the_services_and_the_django_site_and_what_it_prints_opens_th
     let (code, checked) = proctor(&own, &["check"], &[]);
     assert!(code == Some(0) && checked.starts_with("ok "), "{checked}\n{full}");
     assert!(name(&full).starts_with("rabbitmq"));
+    let markup = text.lines().find(|line| line.trim_start().starts_with("# markup: ")).expect("a line").replacen("# ", "", 1);
+    std::fs::write(&own, format!("probes:\n{full}\n{markup}\n")).expect("is written");
+    let (code, checked) = proctor(&own, &["check"], &[]);
+    assert!(code == Some(0) && checked.contains("All 2 targets are well."), "{checked}\n{markup}");
 
     // The host as it is now, against the file; then a service less and one more.
     let diff = |file: &Path| {
@@ -473,6 +482,75 @@ fn a_user_without_rights_gets_a_configuration_and_is_told_what_was_not_seen() {
     let shut = folder.path().join("proctor/x.yml");
     let output = as_user("nobody", &binary).args(["init", "--output"]).arg(&shut).output().expect("it runs");
     assert!(output.status.code() == Some(2) && said(&output).contains("cannot write "), "{}", said(&output));
+}
+
+/// Runs a script of the shell where nothing else runs and listens, with these words as its `$1`, `$2` …; `listens PORT`
+/// waits until somebody does.
+fn alone(script: &str, words: &[&Path]) -> Option<Output> {
+    const LISTENS: &str = "ip link set lo up\nlistens() {\n  n=0\n  until grep -q \":$(printf %04X \"$1\") 00000000:0000 0A\" /proc/net/tcp; do\n\
+                           n=$((n + 1)); [ $n -lt 600 ]; sleep 0.1\n  done\n}\n";
+    if !rustix::process::geteuid().is_root() {
+        eprintln!("skipped: only root can make a place of its own");
+        return None;
+    }
+    let mut command = Command::new(program("unshare")?);
+    program("ip")?;
+    command.args(["--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-euc"]).arg(format!("{LISTENS}{script}")).arg("sh");
+    command.args(words).env("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nowhere").env("DOCKER_HOST", "unix:///nowhere");
+    Some(command.output().expect("it runs"))
+}
+
+#[test]
+fn manage_py_is_found_where_the_site_runs_and_of_several_none_is_run() {
+    let (Some(one), Some(other)) = (Project::new(&settings(1, 1, "")), Project::new(&settings(1, 1, ""))) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let init = |runs: &str| {
+        let file = folder.path().join(format!("{}.yml", runs.len()));
+        let words = [Path::new(env!("CARGO_BIN_EXE_proctor")), &file, &one.python, one.folder.path(), other.folder.path(), folder.path()];
+        let script = format!(
+            "export PYTHONDONTWRITEBYTECODE=1 GUNICORN_CMD_ARGS=--no-control-socket\n\
+             runs() {{ \"$python\" -m gunicorn --chdir \"$2\" --bind 127.0.0.1:$1 wsgi:application >\"$log/$1\" 2>&1 & listens $1; }}\n\
+             proctor=$1 file=$2 python=$3 one=$4 other=$5 log=$6\n{runs}\n\"$proctor\" init --output \"$file\" --python \"$python\"\n"
+        );
+        let output = alone(&script, &words)?;
+        let printed = said(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(output.status.code(), Some(0), "{printed}");
+        Some((std::fs::read_to_string(&file).expect("it is written"), printed))
+    };
+    let Some((text, printed)) = init("runs 8000 \"$one\"") else { return };
+    let manage = |project: &Project| project.folder.path().join("manage.py").display().to_string();
+    assert!(text.contains(&format!(" at {}, as nobody.", manage(&one))), "{printed}\n{text}");
+    assert!(text.contains("from: \"coursys@example.org\"") && text.contains("host_header: \"coursys.example.org\""), "{text}");
+    assert!(!text.contains(SECRET) && !printed.contains(SECRET), "{text}{printed}");
+    let (text, printed) = init("runs 8000 \"$one\"; runs 8001 \"$other\"").expect("it could before");
+    assert!(
+        printed.contains("several manage.py were found, and none was run (") && printed.contains("name one by --django PATH"),
+        "{printed}"
+    );
+    assert!(printed.contains(&manage(&one)) && printed.contains(&manage(&other)) && text.contains("# notify:"), "{printed}");
+    let (text, printed) = init("").expect("it could before");
+    assert!(printed.contains("no manage.py was found where gunicorn and Celery run: name it by --django PATH"), "{printed}");
+    assert!(text.contains("host: {host: {}"), "{text}");
+}
+
+#[test]
+fn the_web_port_of_proctor_itself_is_known_to_users_who_do_not_see_its_owner() {
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("is set");
+    std::fs::copy(env!("CARGO_BIN_EXE_proctor"), folder.path().join("proctor")).expect("is copied");
+    let text = "web: {listen: \"127.0.0.1:9123\"}\ncontrol: {socket: \"FOLDER/control.sock\"}\nstate: {path: \"FOLDER/state.db\"}\nprobes: {host: {host: {}}}\n";
+    std::fs::write(folder.path().join("own.yml"), text.replace("FOLDER", &folder.path().display().to_string())).expect("is written");
+    let script = "cd \"$1\"\n\
+                  as() { user=$1 group=$2; shift 2; exec setpriv --reuid=$user --regid=$group --clear-groups -- \"$@\"; }\n\
+                  (as games games ./proctor --config own.yml serve >log 2>&1) &\n\
+                  (as man man memcached -l 127.0.0.1 -p 9124 -U 0 >log.other 2>&1) &\n\
+                  listens 9123; listens 9124\n\
+                  (as nobody nogroup ./proctor init --output new.yml)\n";
+    let (Some(_), Some(output)) = (program("memcached"), alone(script, &[folder.path()])) else { return };
+    let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+    let printed = said(&output).split_whitespace().collect::<Vec<_>>().join(" ");
+    assert_eq!(output.status.code(), Some(0), "{printed}\n{log}");
+    assert!(printed.contains("1 port (9124): whose it is is not seen") && !printed.contains("9123"), "{printed}");
 }
 
 #[test]

@@ -27,6 +27,7 @@ pub(super) fn plan(facts: &Facts) -> Found {
     plan.found.site = plan.site_name();
     plan.ports();
     plan.celery();
+    plan.markup();
     plan.gunicorn();
     plan.nginx();
     plan.certificates();

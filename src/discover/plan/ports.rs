@@ -22,6 +22,7 @@ pub(super) enum Kind {
     Erlang,
     Search,
     Redis,
+    Markup,
     /// Of the host or of Proctor itself.
     Own,
     Unknown,
@@ -92,7 +93,17 @@ impl Plan<'_> {
             ("" | "docker-proxy", 6379) => Kind::Redis,
             ("", 22 | 53 | 111 | 25 | 587 | 631) => Kind::Own,
             (name, _) if OWN.contains(&name) => Kind::Own,
+            _ if self.is_markup(listener) => Kind::Markup,
             _ => Kind::Unknown,
+        }
+    }
+
+    /// Says whether a service that renders markup listens there, by its script or its container.
+    fn is_markup(&self, listener: &Listener) -> bool {
+        let container = || listener.at.port().and_then(|port| self.facts.containers.published.get(&port));
+        match &listener.owner {
+            Some(owner) if owner.name != "docker-proxy" => programs::markup(owner).is_some(),
+            _ => container().is_some_and(|(name, _)| programs::names_markup(name)),
         }
     }
 

@@ -13,6 +13,43 @@ use crate::notify::Mailbox;
 const MAX_SITES: usize = 20;
 
 impl Plan<'_> {
+    /// Says how a service that renders markup would be asked: neither its queue nor its path shows, and one more question
+    /// is for somebody to decide.
+    pub(super) fn markup(&mut self) {
+        const MORE: &str = "(docs/probes/markup.md)";
+        let facts = self.facts;
+        let listening: Vec<&At> =
+            facts.listeners.iter().filter(|listener| self.kind(listener) == Kind::Markup).map(|listener| &listener.at).collect();
+        for at in &listening {
+            let about = format!("service that renders markup, at {at}");
+            self.add("markup", format!("tcp: {{address: {}}}", quoted(&at.to_string())), format!("{about}: whether the port opens"));
+            self.half(
+                Some(format!("markup: {{url: {}}}", quoted(&format!("http://{at}/markdown2html")))),
+                format!("{about}: its port, not its answers"),
+                format!("put the path of its questions in place of /markdown2html, and take the commented line instead {MORE}"),
+            );
+        }
+        let containers = facts.containers.projects.values().flatten().chain(&facts.containers.others);
+        let units = facts.units.services.iter().filter(|unit| unit.active == "active").map(|unit| &unit.name);
+        let named = containers.chain(units).find(|name| programs::names_markup(name)).map(String::as_str);
+        // Of a command line no more than the script: the rest may hold a password.
+        let Some(seen) = facts.processes.iter().find_map(programs::markup).or(named).filter(|_| listening.is_empty()) else { return };
+        let about = format!("service that renders markup ({seen}), by its queue");
+        if let Some(via) = self.names.rabbitmq.clone() {
+            self.add("markup", String::new(), about.clone());
+            self.half(
+                Some(format!("markup: {{via: {via}}}")),
+                format!("{about}: not at all yet"),
+                format!("open RabbitMQ as above, and take the commented line instead, with queue: if it is not markdown2html_queue {MORE}"),
+            );
+        } else {
+            self.unwatched(
+                format!("{about}: there is no broker here"),
+                format!("name its broker as rabbitmq, then under probes: markup: {{markup: {{via: rabbitmq}}}} {MORE}"),
+            );
+        }
+    }
+
     pub(super) fn celery(&mut self) {
         let facts = self.facts;
         let workers = facts.processes.iter().any(|process| programs::queues(process).is_some());

@@ -341,6 +341,43 @@ fn a_broker_is_where_django_says_whatever_its_port_and_an_erlang_of_no_known_pur
 }
 
 #[test]
+fn a_service_that_renders_markup_is_found_by_its_script_container_or_unit_and_asked_only_once_somebody_wants_it() {
+    let later = |facts: &Facts| {
+        let found = plan(facts);
+        let text = write::text(&found);
+        loads(&text);
+        assert!(!text.contains("hunter2"), "{text}");
+        let markup = found.entries.iter().find(|entry| entry.name == "markup").map(|entry| (entry.body.clone(), entry.later.clone()));
+        (markup, found.unwatched.iter().any(|half| half.what.contains("renders markup")))
+    };
+    assert_eq!(later(&coursys()), (None, false), "a unit that does not run is told as such");
+    let via = |name: &str| (Some((String::new(), Some(format!("markup: {{via: {name}}}")))), false);
+    let mut facts = coursys();
+    facts.processes.push(process("ruby markdown2html-server.rb amqp://u:hunter2@mq"));
+    assert_eq!(later(&facts), via("rabbitmq"));
+    let mut facts = coursys();
+    facts.units.services[2].active = "active".into();
+    assert_eq!(later(&facts), via("rabbitmq"));
+    let mut facts = coursys();
+    facts.containers.others.push("ruby-markup".into());
+    assert_eq!(later(&facts), via("rabbitmq"));
+    facts.listeners.retain(|listener| listener.at.port() != Some(5672));
+    assert_eq!(later(&facts), (None, true), "without a broker");
+    // It is asked over HTTP, by itself or as a container.
+    let http = (
+        Some(("tcp: {address: \"127.0.0.1:4567\"}".to_owned(), Some("markup: {url: \"http://127.0.0.1:4567/markdown2html\"}".to_owned()))),
+        false,
+    );
+    for owner in [Some(process("ruby /srv/markup.rb")), Some(process("/usr/bin/docker-proxy -host-port 4567 -container-port 80")), None] {
+        let mut facts = coursys();
+        facts.containers.published.insert(4567, ("coursys-markup-1".into(), 80));
+        facts.processes.extend(owner.clone());
+        facts.listeners.push(listener("127.0.0.1:4567", owner));
+        assert_eq!(later(&facts), http);
+    }
+}
+
+#[test]
 fn ports_whose_owner_is_not_seen_are_one_line() {
     let mut facts = coursys();
     facts.listeners.extend((0..34).map(|n| listener(&format!("127.0.0.1:{}", 40000 + n), None)));
