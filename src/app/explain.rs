@@ -57,6 +57,9 @@ impl App {
 
     /// Acknowledges what fires and is selected; forgets what was acknowledged and is over.
     pub(super) async fn acknowledge(&self, matchers: &[String], by: &str, comment: &str, now: Timestamp) -> Result<String, String> {
+        if matchers.is_empty() {
+            return Err("name an alert, or matchers such as alertname=\"DiskFull\"".to_owned());
+        }
         let selected = self.select(matchers)?;
         let (acks, mut batch, mut named) = (Acks::new(self.store.all()), Batch::new(), Vec::new());
         if selected.is_empty() {

@@ -346,17 +346,21 @@ impl App {
 
     async fn start_control(self: &Arc<Self>, config: &Config) {
         let path = control_socket(config);
-        let app = self.clone();
-        let carry: web::control::Carry = Arc::new(move |command, peer| {
-            let app = app.clone();
-            Box::pin(async move { app.carry(command, peer).await })
-        });
-        match web::control::start(&path, carry, self.metrics.clone(), &self.tasks).await {
+        match web::control::start(&path, self.carries(), self.metrics.clone(), &self.tasks).await {
             Ok(()) => tracing::info!(socket = %path.display(), "control socket"),
             Err(error) => {
                 tracing::warn!(socket = %path.display(), %error, "no control socket: silence, hold and reload from the command line do not work")
             }
         }
+    }
+
+    /// Returns what carries commands out, wherever they come from.
+    fn carries(self: &Arc<Self>) -> web::control::Carry {
+        let app = self.clone();
+        Arc::new(move |command, peer| {
+            let app = app.clone();
+            Box::pin(async move { app.carry(command, peer).await })
+        })
     }
 
     /// Loads the configuration anew: all or nothing.
@@ -433,6 +437,7 @@ impl App {
             ready: Arc::new(move || ready.ready()),
             status: Arc::new(move || status.status()),
             inbox: Arc::new(move |name| reported.inbox(name)),
+            carry: self.carries(),
         }
     }
 

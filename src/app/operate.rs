@@ -1,4 +1,4 @@
-//! Carries out what comes over the control socket: reload, silences, holds, acknowledgements.
+//! Carries out what comes over the control socket, and from the status page: reload, silences, holds, acknowledgements.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -34,7 +34,11 @@ impl App {
     /// Carries a command out; what is changed is stored before the answer.
     pub(super) async fn carry(&self, command: Command, peer: Peer) -> Result<Reply, String> {
         let now = tasks::now();
-        let by = user_name(peer.uid);
+        let by = match &peer {
+            Peer::Local { uid } => user_name(*uid),
+            // No user of this host may be mistaken for one of that file.
+            Peer::Remote { user, .. } => format!("{user} over HTTP"),
+        };
         match command {
             Command::Health {} => self.alive().map(|()| Reply::text(self.status_line())),
             Command::Reload {} => self.reload().await.map(|()| Reply::text("reloaded")).map_err(|error| chain(&error)),

@@ -24,7 +24,7 @@ use crate::rules::load::RuleKind;
 use crate::snapshot::Latest;
 use crate::snapshot::history::History;
 use crate::tasks;
-use crate::web::{CheckRow, Event, Notice, Rows, Status, Tone};
+use crate::web::{Button, CheckRow, Event, Notice, Rows, Status, Tone};
 
 /// The most characters of one text on the page.
 const MAX_TEXT: usize = 300;
@@ -218,7 +218,7 @@ impl App {
         } else {
             (Tone::Good, "All is well".to_owned(), format!("{}, and no alert fires.", of(all, "target answers", "targets answer")))
         };
-        Notice { tone, text: line(&text, MAX_TEXT), detail: line(&detail, MAX_TEXT) }
+        Notice { detail: line(&detail, MAX_TEXT), ..Notice::new(tone, line(&text, MAX_TEXT)) }
     }
 
     /// Returns what people should know first.
@@ -272,13 +272,17 @@ impl App {
         for hold in mutes.holds.active(now).into_iter().take(MAX_EVENTS) {
             let rest = print_measured(hold.until.since(now));
             let why = if hold.reason.is_empty() { String::new() } else { format!(": {}", hold.reason) };
-            add(Tone::Unsure, format!("Held by {} for {rest} more at most{why}. Nothing is mailed, nothing is repaired.", hold.by));
+            let text = format!("Held by {} for {rest} more at most{why}. Nothing is mailed, nothing is repaired.", hold.by);
+            let button = Button { what: "end", id: hold.id.clone(), label: "End the hold" };
+            all.push(Notice { button: Some(button), ..Notice::new(Tone::Unsure, line(&text, 2 * MAX_TEXT)) });
         }
         for silence in mutes.silences.active(now).take(MAX_EVENTS) {
             let matchers: Vec<String> = silence.matchers.iter().map(ToString::to_string).collect();
             let rest = print_measured(silence.ends_at.since(now));
             let (by, comment) = (&silence.created_by, &silence.comment);
-            add(Tone::Plain, format!("Silenced by {by} for {rest} more: {} ({comment})", matchers.join(" ")));
+            let text = format!("Silenced by {by} for {rest} more: {} ({comment})", matchers.join(" "));
+            let button = Button { what: "expire", id: silence.id.clone(), label: "End the silence" };
+            all.push(Notice { button: Some(button), ..Notice::new(Tone::Plain, line(&text, 2 * MAX_TEXT)) });
         }
         all
     }
@@ -330,21 +334,25 @@ impl App {
     }
 
     /// Says what the actions may do now.
-    fn may_repair(&self) -> String {
+    fn may_repair(&self) -> Notice {
         let config = self.loaded().config;
         let all = config.actions.0.len();
         let acting = config.actions.0.iter().filter(|(_, action)| action.mode == Mode::Act).count();
         if let Some(paused) = self.runner.paused().filter(|_| all > 0) {
-            return line(&format!("All actions are paused by {} since {}.", paused.by, paused.since), MAX_TEXT);
+            let text = line(&format!("All actions are paused by {} since {}.", paused.by, paused.since), MAX_TEXT);
+            let button = Button { what: "resume", id: String::new(), label: "Let them run again" };
+            return Notice { button: Some(button), ..Notice::new(Tone::Plain, text) };
         }
-        match (all, acting) {
-            (0, _) => String::new(),
+        let text = match (all, acting) {
+            (0, _) => return Notice::default(),
             (1, 0) => "The one action only says what it would do.".to_owned(),
             (1, _) => "One action may act.".to_owned(),
             (all, 0) => format!("{all} actions only say what they would do."),
             (all, acting) if all == acting => format!("{all} actions may act."),
             (all, acting) => format!("{acting} of {all} actions may act, the others only say what they would do."),
-        }
+        };
+        let button = Button { what: "pause", id: String::new(), label: "Pause all actions" };
+        Notice { button: Some(button), ..Notice::new(Tone::Plain, text) }
     }
 
     fn changes_lately(&self, now: Timestamp) -> Rows<Event> {

@@ -8,10 +8,9 @@ use clap::{Args, Subcommand};
 use tokio::process::Command as Program;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::silence::millis;
 use super::{Exit, complain, control, duration};
 use crate::app::Source;
-use crate::web::control::Command;
+use crate::web::control::{Command, millis};
 
 /// How often the running Proctor is told that the command still runs.
 const RENEW_EVERY: Duration = Duration::from_secs(10);

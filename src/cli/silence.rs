@@ -7,7 +7,7 @@ use clap::Subcommand;
 
 use super::{Exit, control, duration};
 use crate::app::Source;
-use crate::web::control::Command;
+use crate::web::control::{Command, millis};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Silence {
@@ -44,9 +44,4 @@ pub(super) fn run(source: &Source, command: Silence) -> Result<Exit, Box<dyn Err
             Silence::Expire { id } => Command::SilenceExpire { id },
         },
     )
-}
-
-/// Returns a duration as the control socket takes it.
-pub(super) fn millis(length: Duration) -> u64 {
-    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,9 +1,11 @@
-//! Who may read what is served over HTTP: `web.config_file` in exporter-toolkit's format, and the names of this Proctor.
+//! Who may read what is served over HTTP, and change something there: `web.config_file` in exporter-toolkit's format, and the names of this Proctor.
 //!
 //! The file and what it names are looked at every second, as the toolkit does at every request: a renewed certificate or
 //! a new password is taken without a restart. What is wrong in a new one is said, and the old one stays in force.
 
 mod password;
+mod rate;
+mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,23 +16,19 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, header};
-use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject;
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::ServerConfig;
 
-pub(super) use self::password::{Passwords, Refusal};
+pub(super) use self::password::{Passwords, Refusal, User};
+use self::rate::Bucket;
+pub use self::rate::RateLimit;
+pub use self::tls::TlsConfig;
 use super::WebConfig;
-use crate::client::net::chain;
-use crate::client::secret;
 use crate::model::decode::{Decode, Named, Spanned, from_text};
 use crate::model::yaml::{Node, Value};
 use crate::model::{Position, Problem, Problems, Secret};
 
 /// How often the files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
-/// The largest chain of certificates, in bytes.
-const MAX_CHAIN: u64 = 1024 * 1024;
 /// The most users; each wrong password costs one hash, so that their number costs nothing.
 const MAX_USERS: usize = 200;
 /// The costliest hash: 2^15 rounds take about two seconds.
@@ -64,40 +62,6 @@ impl Decode for Hash {
             }
         }
     }
-}
-
-macro_rules! words {
-    ($(#[doc = $doc:literal])* $name:ident, $expected:literal, $($word:literal = $variant:ident),+) => {
-        $(#[doc = $doc])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[allow(missing_docs, reason = "the words say it")]
-        pub enum $name { $($variant),+ }
-
-        impl Decode for $name {
-            const EXPECTED: &'static str = $expected;
-            fn decode(node: &Node, problems: &mut Problems) -> Option<Self> {
-                let found = String::decode(node, problems)?;
-                match found.as_str() {
-                    $($word => Some(Self::$variant),)+
-                    _ => {
-                        problems.push(node.at, format!("expected {}, found {found:?}", $expected));
-                        None
-                    }
-                }
-            }
-        }
-    };
-}
-
-words! {
-    /// A version of TLS.
-    Version, "TLS12 or TLS13", "TLS12" = Tls12, "TLS13" = Tls13
-}
-
-words! {
-    /// Whether a client must show a certificate, in Go's words.
-    ClientAuth, "NoClientCert, VerifyClientCertIfGiven or RequireAndVerifyClientCert",
-    "NoClientCert" = No, "VerifyClientCertIfGiven" = IfGiven, "RequireAndVerifyClientCert" = Required
 }
 
 /// A header that is set on every answer: those that exporter-toolkit lets set.
@@ -134,24 +98,6 @@ impl Decode for Headers {
 }
 
 crate::config_struct! {
-    /// TLS, in exporter-toolkit's keys; relative paths are beside that file.
-    pub struct TlsConfig {
-        /// The certificate and those that vouch for it, as PEM.
-        cert_file: PathBuf,
-        /// Its key, as PEM; no other user of the host may read it.
-        key_file: PathBuf,
-        /// Whether clients show a certificate.
-        client_auth_type: Spanned<ClientAuth> = "NoClientCert",
-        /// The authorities of the clients' certificates, as PEM.
-        client_ca_file: Option<PathBuf>,
-        /// The oldest version that is spoken.
-        min_version: Version = "TLS12",
-        /// The newest version that is spoken.
-        max_version: Version = "TLS13",
-    }
-}
-
-crate::config_struct! {
     /// How HTTP is spoken, in exporter-toolkit's keys.
     pub struct HttpServerConfig {
         /// Taken for files that are shared with exporters: Proctor speaks HTTP/1.1 alone, whatever stands here.
@@ -168,8 +114,11 @@ crate::config_struct! {
         tls_server_config: Option<Spanned<TlsConfig>>,
         /// How HTTP is spoken.
         http_server_config: HttpServerConfig = "{}",
-        /// Who may read, with the bcrypt hash of each one's password; without it everybody may.
+        /// Who may read, and change what the status page lets change, with the bcrypt hash of each one's password; without
+        /// it everybody may read and nobody may change anything.
         basic_auth_users: Named<Hash> = "{}",
+        /// How many requests are answered.
+        rate_limit: Spanned<RateLimit> = "{}",
     }
 }
 
@@ -183,9 +132,12 @@ pub struct Gate {
     /// Whether every client must show a certificate.
     pub(super) asks_certificates: bool,
     pub(super) users: BTreeMap<String, Secret>,
+    pub(super) bucket: Option<Arc<Bucket>>,
     pub(super) headers: Vec<(HeaderName, HeaderValue)>,
     /// The names of this Proctor besides those that are always right.
     pub(super) hosts: BTreeSet<String>,
+    /// The users who may only read.
+    readers: BTreeSet<String>,
 }
 
 /// What tells one version of a file from another: device, inode, length, time of change. Nothing where it is missing.
@@ -206,10 +158,16 @@ impl Gate {
         let node = rustix::system::uname().nodename().to_string_lossy().into_owned();
         let hosts = web.hosts.iter().cloned().chain(external).chain([node]);
         let hosts = hosts.map(|host| super::origin::without_port(&host).trim_end_matches('.').to_ascii_lowercase()).collect();
+        let readers = web.readers.iter().cloned().collect();
         match &web.config_file {
             None => Ok(Self { hosts, ..Self::default() }),
-            Some(file) => Ok(Self { hosts, ..Self::of_file(file, read)? }),
+            Some(file) => Ok(Self { hosts, readers, ..Self::of_file(file, read)? }),
         }
+    }
+
+    /// Says whether somebody may change something.
+    pub(super) fn lets_change(&self, user: Option<&User>) -> bool {
+        user.is_some_and(|User(name)| !self.readers.contains(name))
     }
 
     /// Says whether TLS is spoken.
@@ -232,61 +190,22 @@ impl Gate {
                 let folder = file.parent().unwrap_or(Path::new(""));
                 let files = [Some(&tls.cert_file), Some(&tls.key_file), tls.client_ca_file.as_ref()];
                 stamps.extend(files.into_iter().flatten().map(|path| folder.join(path)).map(|path| (path.clone(), stamp(&path))));
-                Some(Arc::new(server(tls, folder).map_err(|message| wrong(tls.at, message))?))
+                Some(Arc::new(tls::server(tls, folder).map_err(|message| wrong(tls.at, message))?))
             }
         };
+        let bucket = config.rate_limit.bucket().map_err(|message| wrong(config.rate_limit.at, message))?.map(Arc::new);
         Ok(Self {
             file: Some(file.to_owned()),
             stamps,
             tls,
-            asks_certificates: config.tls_server_config.is_some_and(|tls| tls.client_auth_type.value == ClientAuth::Required),
+            bucket,
+            asks_certificates: config.tls_server_config.is_some_and(|tls| tls.asks_certificates()),
             users: config.basic_auth_users.0.into_iter().map(|(name, hash)| (name.value, hash.0)).collect(),
             headers: config.http_server_config.headers.0,
             hosts: BTreeSet::new(),
+            readers: BTreeSet::new(),
         })
     }
-}
-
-/// Makes the server's side of TLS.
-fn server(config: &TlsConfig, folder: &Path) -> Result<ServerConfig, String> {
-    let from =
-        |path: &Path| secret::regular(path, MAX_CHAIN).and_then(|pem| secret::certificates(path, &pem)).map_err(|error| chain(&error));
-    let (cert, key) = (folder.join(&config.cert_file), folder.join(&config.key_file));
-    let certificates = from(&cert).map_err(|why| format!("cert_file: {why}"))?;
-    let pem = secret::read(&key).map_err(|error| format!("key_file: {}", chain(&error)))?;
-    let private =
-        PrivateKeyDer::from_pem_slice(pem.expose().as_bytes()).map_err(|_| format!("key_file: {} holds no key", key.display()))?;
-    let versions: &[&rustls::SupportedProtocolVersion] = match (config.min_version, config.max_version) {
-        (Version::Tls12, Version::Tls13) => &[&rustls::version::TLS12, &rustls::version::TLS13],
-        (Version::Tls12, Version::Tls12) => &[&rustls::version::TLS12],
-        (Version::Tls13, Version::Tls13) => &[&rustls::version::TLS13],
-        (Version::Tls13, Version::Tls12) => return Err("max_version: expected at least min_version, which is TLS13".to_owned()),
-    };
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let builder =
-        ServerConfig::builder_with_provider(provider.clone()).with_protocol_versions(versions).map_err(|error| error.to_string())?;
-    let builder = match (config.client_auth_type.value, &config.client_ca_file) {
-        (ClientAuth::No, None) => builder.with_no_client_auth(),
-        (ClientAuth::No, Some(_)) => {
-            return Err("client_ca_file: expected client_auth_type as well, such as RequireAndVerifyClientCert".to_owned());
-        }
-        (_, None) => return Err("client_auth_type: expected client_ca_file as well".to_owned()),
-        (wanted, Some(authorities)) => {
-            let mut roots = RootCertStore::empty();
-            for certificate in from(&folder.join(authorities)).map_err(|why| format!("client_ca_file: {why}"))? {
-                roots.add(certificate).map_err(|error| format!("client_ca_file: {error}"))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            let verifier = if wanted == ClientAuth::IfGiven { verifier.allow_unauthenticated() } else { verifier };
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| format!("client_ca_file: {error}"))?)
-        }
-    };
-    let mut server = builder.with_single_cert(certificates, private).map_err(|error| match error {
-        rustls::Error::InconsistentKeys(_) => format!("key_file: {} is not the key of {}", key.display(), cert.display()),
-        error => format!("cert_file and key_file: {error}"),
-    })?;
-    server.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(server)
 }
 
 /// Why a changed file is not taken.
@@ -368,7 +287,7 @@ impl Access {
         match made {
             Ok(fresh) => {
                 tracing::info!(file = %file.display(), "what is asked of those who read over HTTP was taken anew");
-                *state = State { gate: Arc::new(Gate { hosts: gate.hosts.clone(), ..fresh }), stale: None };
+                *state = State { gate: Arc::new(Gate { hosts: gate.hosts.clone(), readers: gate.readers.clone(), ..fresh }), stale: None };
             }
             Err(problems) => {
                 let text: Vec<String> = problems.iter().map(ToString::to_string).collect();

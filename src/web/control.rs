@@ -1,9 +1,10 @@
-//! The control socket: what changes something comes in here.
+//! The control socket: what changes something comes in here, and is carried out as what [`super::change`] takes.
 //!
 //! HTTP over a socket in the file system, one JSON command per request. The socket is 0660 and belongs to the group
 //! `proctor-operators` where there is one; who asked (the peer's uid) goes into the log of what was done.
 
 use std::io;
+use std::net::IpAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -38,10 +39,20 @@ crate::config_struct! {
 }
 
 /// Who asks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Peer {
-    /// The user id, as the kernel says.
-    pub uid: u32,
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Peer {
+    /// A user of this host, over the control socket.
+    Local {
+        /// The user id, as the kernel says.
+        uid: u32,
+    },
+    /// Who has shown a password over HTTP.
+    Remote {
+        /// Which of `basic_auth_users`.
+        user: String,
+        /// From where.
+        from: IpAddr,
+    },
 }
 
 /// What can be asked for.
@@ -128,6 +139,11 @@ pub enum Command {
     },
 }
 
+/// Returns a duration as a command takes it.
+pub fn millis(length: Duration) -> u64 {
+    u64::try_from(length.as_millis()).unwrap_or(u64::MAX)
+}
+
 /// What came of a command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reply {
@@ -204,16 +220,25 @@ fn group_id(name: &str) -> Option<u32> {
 }
 
 async fn command(State(carry): State<Carry>, Extension(peer): Extension<Peer>, Json(command): Json<Command>) -> Response {
-    match &command {
+    match carry_out(&carry, command, peer).await {
+        Ok(reply) => Json(reply).into_response(),
+        Err((status, why)) => (status, Json(Reply::text(why))).into_response(),
+    }
+}
+
+/// Notes who asks for what in the log, and carries it out.
+pub(super) async fn carry_out(carry: &Carry, command: Command, peer: Peer) -> Result<Reply, (StatusCode, String)> {
+    match (&peer, &command) {
         // Every few seconds while a command runs.
-        Command::HoldRenew { .. } => tracing::debug!(uid = peer.uid, ?command, "asked over the control socket"),
+        (Peer::Local { uid }, Command::HoldRenew { .. }) => tracing::debug!(uid, ?command, "asked over the control socket"),
         // What a job prints is not for the log.
-        Command::Heartbeat { name, .. } => tracing::debug!(uid = peer.uid, name, "a job reports over the control socket"),
-        _ => tracing::info!(uid = peer.uid, ?command, "asked over the control socket"),
+        (Peer::Local { uid }, Command::Heartbeat { name, .. }) => tracing::debug!(uid, name, "a job reports over the control socket"),
+        (Peer::Local { uid }, _) => tracing::info!(uid, ?command, "asked over the control socket"),
+        (Peer::Remote { user, from }, _) => tracing::info!(user, %from, ?command, "asked over HTTP"),
     }
     match tokio::time::timeout(COMMAND_WITHIN, carry(command, peer)).await {
-        Ok(Ok(reply)) => Json(reply).into_response(),
-        Ok(Err(why)) => (StatusCode::UNPROCESSABLE_ENTITY, Json(Reply::text(why))).into_response(),
-        Err(_) => (StatusCode::GATEWAY_TIMEOUT, Json(Reply::text("Proctor did not manage it within a minute"))).into_response(),
+        Ok(Ok(reply)) => Ok(reply),
+        Ok(Err(why)) => Err((StatusCode::UNPROCESSABLE_ENTITY, why)),
+        Err(_) => Err((StatusCode::GATEWAY_TIMEOUT, "Proctor did not manage it within a minute".to_owned())),
     }
 }

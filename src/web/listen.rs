@@ -87,7 +87,7 @@ impl Accept for Unix {
         Box::pin(async {
             let (stream, _) = self.0.accept().await?;
             let peer = stream.peer_cred()?;
-            Ok((stream, Peer { uid: peer.uid() }))
+            Ok((stream, Peer::Local { uid: peer.uid() }))
         })
     }
 }

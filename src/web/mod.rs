@@ -1,10 +1,12 @@
 //! What people and Prometheus read over HTTP, and the control socket over which something is changed.
 //!
 //! `/metrics`, the status page and the two health answers only read. What changes something (reload, silence, hold)
-//! goes over a socket in the file system whose rights decide who may: see [`control`]. Only what a job reports of
-//! itself may come in here, with a token. Who may read is decided by [`access`], and by where a browser comes from.
+//! goes over a socket in the file system whose rights decide who may: see [`control`]. Over HTTP comes only what a job
+//! reports of itself, with a token, and what people do on the page, with a password: see [`change`]. Who may read is
+//! decided by [`access`], and by where a browser comes from.
 
 pub mod access;
+mod change;
 pub mod control;
 mod heartbeat;
 mod listen;
@@ -17,15 +19,17 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use axum::extract::{RawQuery, Request, State};
+use axum::extract::{DefaultBodyLimit, RawQuery, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Router};
+use tokio::time::Instant;
 
-use self::access::{Access, Gate, Passwords, Refusal};
+use self::access::{Access, Gate, Passwords, Refusal, User};
+use self::control::Carry;
 use crate::metrics::Metrics;
 use crate::model::decode::{Decode, mismatch};
 use crate::model::yaml::Node;
@@ -34,7 +38,7 @@ use crate::snapshot::{Body, Format, Snapshot};
 use crate::tasks::{self, Tasks};
 
 pub use heartbeat::FindInbox;
-pub use status::{AlertRow, CheckRow, Event, Group, Notice, Rows, Status, TargetRow, Tone, Trouble};
+pub use status::{AlertRow, Button, CheckRow, Event, Group, Notice, Rows, Status, TargetRow, Tone, Trouble};
 
 /// The status page is rendered anew at most this often, whoever asks.
 const RENDER_EVERY: Duration = Duration::from_secs(1);
@@ -57,14 +61,17 @@ impl Decode for Listen {
 crate::config_struct! {
     /// What is read over HTTP.
     pub struct WebConfig {
-        /// Where to listen. Everything here only reads, but for reports of jobs that show a token, and it tells a
-        /// stranger much about the site: keep it on loopback, or let only Prometheus reach it.
+        /// Where to listen. Everything here only reads, but for reports of jobs that show a token and for who shows a
+        /// password, and it tells a stranger much about the site: keep it on loopback, or let only Prometheus reach it.
         listen: Listen = "127.0.0.1:9797",
-        /// TLS and passwords, in the format of Prometheus' exporter-toolkit; without it everybody may read who reaches it.
+        /// TLS and passwords, in the format of Prometheus' exporter-toolkit; without it everybody may read who reaches it,
+        /// and nobody can change anything on the status page.
         config_file: Option<PathBuf>,
         /// Further names that browsers reach it by. Addresses, `localhost`, names without a dot, the name of this host and
         /// that of `site.external_url` are always right.
         hosts: Vec<String> = "[]",
+        /// Users of `config_file` who may only read, such as Prometheus; all others may also change something on the page.
+        readers: Vec<String> = "[]",
     }
 }
 
@@ -84,6 +91,8 @@ pub struct Pages {
     pub status: MakeStatus,
     /// Where the reports of jobs come in.
     pub inbox: FindInbox,
+    /// What carries out what is asked for on the status page.
+    pub carry: Carry,
 }
 
 /// Why the web does not come up.
@@ -128,7 +137,8 @@ fn router(pages: Pages, guard: Guard) -> Router {
         .route("/metrics", get(exposition))
         .route("/-/healthy", get(|| async { "ok\n" }))
         .route("/-/ready", get(ready))
-        .with_state(Desk { pages, rendered: Arc::default() })
+        .route("/change", post(change::change).layer(DefaultBodyLimit::max(change::MAX_FORM)))
+        .with_state(Desk { pages, access: guard.access.clone(), rendered: Arc::default() })
         .merge(reports)
         .layer(axum::middleware::from_fn_with_state(guard, pass))
 }
@@ -143,10 +153,15 @@ struct Guard {
 /// Lets a request through or refuses it, and sets the headers that every answer has.
 async fn pass(State(guard): State<Guard>, Extension(from): Extension<IpAddr>, request: Request, next: Next) -> Response {
     let gate = guard.access.gate();
-    let (head, body) = request.into_parts();
-    let mut response = match guard.refuse(&gate, from, &head).await {
-        Some(refused) => refused,
-        None => next.run(Request::from_parts(head, body)).await,
+    let (mut head, body) = request.into_parts();
+    let mut response = match guard.admit(&gate, from, &head).await {
+        Err(refused) => refused,
+        Ok(user) => {
+            if let Some(user) = user {
+                head.extensions.insert(user);
+            }
+            next.run(Request::from_parts(head, body)).await
+        }
     };
     let headers = response.headers_mut();
     for (name, value) in HEADERS {
@@ -164,45 +179,51 @@ async fn pass(State(guard): State<Guard>, Extension(from): Extension<IpAddr>, re
 const HEADERS: [(HeaderName, &str); 6] = [
     (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
     (header::X_FRAME_OPTIONS, "DENY"),
-    (header::REFERRER_POLICY, "no-referrer"),
+    // With `no-referrer` a browser says of the page's own forms that they come from `null`.
+    (header::REFERRER_POLICY, "same-origin"),
     (header::CACHE_CONTROL, "no-store"),
     (HeaderName::from_static("cross-origin-resource-policy"), "same-origin"),
     (HeaderName::from_static("cross-origin-opener-policy"), "same-origin"),
 ];
 
 impl Guard {
-    /// Says why a request is refused, if it is.
-    async fn refuse(&self, gate: &Gate, from: IpAddr, head: &Parts) -> Option<Response> {
+    /// Lets a request in, with whose it is where that is asked for; else answers why not.
+    async fn admit(&self, gate: &Gate, from: IpAddr, head: &Parts) -> Result<Option<User>, Response> {
         let path = head.uri.path();
         let (is_health, headers) = (path.starts_with("/-/"), &head.headers);
+        // What jobs report shows a token of its own.
+        let is_free = is_health || path.starts_with("/heartbeat/");
+        let retry = |seconds: u64| [(header::RETRY_AFTER, seconds.to_string())];
+        if let Some(bucket) = gate.bucket.as_ref().filter(|bucket| !is_free && !bucket.takes(Instant::now())) {
+            let why = "more requests than the rate_limit of web.config_file lets in\n";
+            return Err((StatusCode::TOO_MANY_REQUESTS, retry(bucket.interval.as_secs().max(1)), why).into_response());
+        }
         if path != "/metrics" && !is_health {
             let host = head.uri.authority().map_or(text(headers, &header::HOST), |authority| authority.as_str());
             if !origin::is_ours(host, &gate.hosts) {
                 let named: String = host.chars().take(100).collect();
                 let why = format!("this Proctor is not known as {named:?}: if it should be, add the name to web.hosts\n");
-                return Some((StatusCode::FORBIDDEN, why).into_response());
+                return Err((StatusCode::FORBIDDEN, why).into_response());
             }
             if origin::is_foreign(&head.method, headers, host) {
-                return Some((StatusCode::FORBIDDEN, "this was asked by a page of another origin\n").into_response());
+                return Err((StatusCode::FORBIDDEN, "this was asked by a page of another origin\n").into_response());
             }
         }
-        // What jobs report shows a token of its own.
-        if gate.users.is_empty() || is_health || path.starts_with("/heartbeat/") {
-            return None;
+        if gate.users.is_empty() || is_free {
+            return Ok(None);
         }
-        let retry = |seconds: &'static str| [(header::RETRY_AFTER, seconds)];
-        match self.passwords.check(&gate.users, text(headers, &header::AUTHORIZATION), from).await {
-            Ok(()) => None,
-            Err(Refusal::Unauthorized) => {
+        let checked = self.passwords.check(&gate.users, text(headers, &header::AUTHORIZATION), from).await;
+        checked.map(Some).map_err(|refusal| match refusal {
+            Refusal::Unauthorized => {
                 let asks = [(header::WWW_AUTHENTICATE, "Basic realm=\"Proctor\", charset=\"UTF-8\"")];
-                Some((StatusCode::UNAUTHORIZED, asks, "a name and its password are expected\n").into_response())
+                (StatusCode::UNAUTHORIZED, asks, "a name and its password are expected\n").into_response()
             }
-            Err(Refusal::TooMany) => {
+            Refusal::TooMany => {
                 let why = "too many wrong passwords from this address: wait a minute\n";
-                Some((StatusCode::TOO_MANY_REQUESTS, retry("60"), why).into_response())
+                (StatusCode::TOO_MANY_REQUESTS, retry(60), why).into_response()
             }
-            Err(Refusal::Busy) => Some((StatusCode::SERVICE_UNAVAILABLE, retry("1"), "too many passwords at once\n").into_response()),
-        }
+            Refusal::Busy => (StatusCode::SERVICE_UNAVAILABLE, retry(1), "too many passwords at once\n").into_response(),
+        })
     }
 }
 
@@ -213,27 +234,35 @@ type Rendered = Option<(Timestamp, Body)>;
 #[derive(Clone)]
 struct Desk {
     pages: Pages,
-    /// The status page that renews itself, and the one that does not: rendered at most once every [`RENDER_EVERY`].
-    rendered: Arc<[Mutex<Rendered>; 2]>,
+    access: Access,
+    /// The status page that renews itself, and the one that does not, without and with forms: each rendered at most once
+    /// every [`RENDER_EVERY`].
+    rendered: Arc<[[Mutex<Rendered>; 2]; 2]>,
 }
 
 impl Desk {
-    fn page(&self, renews: bool, now: Timestamp) -> Result<Body, askama::Error> {
+    fn page(&self, renews: bool, changes: bool, now: Timestamp) -> Result<Body, askama::Error> {
         // Held while rendering: who asks meanwhile waits the few milliseconds and shares the result.
-        let mut rendered = self.rendered[usize::from(renews)].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut rendered = self.rendered[usize::from(changes)][usize::from(renews)].lock().unwrap_or_else(PoisonError::into_inner);
         match &*rendered {
             Some((at, body)) if now.since(*at) < RENDER_EVERY && now >= *at => Ok(body.clone()),
             _ => {
-                let body = Body::of((self.pages.status)().render(now, renews)?);
+                let body = Body::of((self.pages.status)().render(now, renews, changes)?);
                 *rendered = Some((now, body.clone()));
                 Ok(body)
             }
         }
     }
+
+    /// Forgets the pages, which something has changed.
+    fn forget(&self) {
+        self.rendered.iter().flatten().for_each(|page| *page.lock().unwrap_or_else(PoisonError::into_inner) = None);
+    }
 }
 
-async fn page(State(desk): State<Desk>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
-    match desk.page(query.as_deref() != Some("still"), tasks::now()) {
+async fn page(State(desk): State<Desk>, user: Option<Extension<User>>, RawQuery(query): RawQuery, headers: HeaderMap) -> Response {
+    let changes = desk.access.gate().lets_change(user.as_deref());
+    match desk.page(query.as_deref() != Some("still"), changes, tasks::now()) {
         Ok(body) => send([(header::CONTENT_TYPE, "text/html; charset=utf-8"), (header::VARY, "Accept-Encoding")], body, &headers),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("the status page cannot be made: {error}\n")).into_response(),
     }

@@ -21,12 +21,12 @@ const RENEW: u32 = 15;
 /// The looks of the page; it stands in the page, and its hash in the policy.
 const STYLE: &str = include_str!("../../templates/status.css");
 
-/// What the page may do: nothing but its own looks and its own icon. The hash is that of [`STYLE`].
+/// What the page may do: nothing but its own looks, its own icon and its own forms. The hash is that of [`STYLE`].
 pub(super) static POLICY: LazyLock<Option<HeaderValue>> = LazyLock::new(|| {
     use base64::Engine as _;
     let hash = base64::engine::general_purpose::STANDARD.encode(Sha256::digest(STYLE));
     let policy = format!(
-        "default-src 'none'; style-src 'sha256-{hash}'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+        "default-src 'none'; style-src 'sha256-{hash}'; img-src data:; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
     );
     HeaderValue::try_from(policy).ok()
 });
@@ -157,6 +157,10 @@ pub struct AlertRow {
     pub told: String,
     /// What was done about it, newest last.
     pub done: Vec<String>,
+    /// What tells its place on the page from others.
+    pub id: String,
+    /// Its labels, as matchers.
+    pub matchers: Vec<String>,
 }
 
 /// One thing that is wrong, with what it takes down.
@@ -185,13 +189,26 @@ pub struct Notice {
     pub text: String,
     /// What more there is to it; may be empty.
     pub detail: String,
+    /// What ends it.
+    pub button: Option<Button>,
 }
 
 impl Notice {
     /// A sentence.
     pub fn new(tone: Tone, text: impl Into<String>) -> Self {
-        Self { tone, text: text.into(), detail: String::new() }
+        Self { tone, text: text.into(), ..Self::default() }
     }
+}
+
+/// What can be done about something at once, by who may change something.
+#[derive(Clone, Debug)]
+pub struct Button {
+    /// What is done, as `/change` takes it.
+    pub what: &'static str,
+    /// To what.
+    pub id: String,
+    /// What stands on it.
+    pub label: &'static str,
 }
 
 /// Something that happened, or waits.
@@ -240,7 +257,7 @@ pub struct Status {
     /// What the actions did.
     pub actions: Rows<Event>,
     /// Whether actions are paused, and what they may.
-    pub repair: String,
+    pub repair: Notice,
     /// What changed on the host.
     pub changes: Rows<Event>,
     /// The site's own checks.
@@ -258,6 +275,8 @@ struct Page<'a> {
     now: Timestamp,
     /// Whether it renews itself.
     renews: bool,
+    /// Whether who reads it may change something.
+    changes: bool,
     version: &'static str,
     style: &'static str,
 }
@@ -287,7 +306,7 @@ impl Page<'_> {
     /// Says whether there is anything beside what is wrong and the targets.
     fn has_side(&self) -> bool {
         let Status { coming, mails, actions, changes, repair, .. } = self.status;
-        !(coming.is_empty() && mails.is_empty() && actions.is_empty() && changes.is_empty() && repair.is_empty())
+        !(coming.is_empty() && mails.is_empty() && actions.is_empty() && changes.is_empty() && repair.text.is_empty())
     }
 
     fn icon(&self) -> &'static str {
@@ -311,11 +330,27 @@ impl AlertRow {
 }
 
 impl Status {
-    /// Renders the page; every text is escaped by askama. One that is to be read at leisure does not renew itself.
+    /// Renders the page; every text is escaped by askama. One that is to be read at leisure does not renew itself, so that
+    /// only there something is typed. It has buttons for those who may change something.
     ///
     /// # Errors
     /// None that a page can have.
-    pub fn render(&self, now: Timestamp, renews: bool) -> Result<String, askama::Error> {
-        Page { status: self, now, renews, version: env!("CARGO_PKG_VERSION"), style: STYLE }.render()
+    pub fn render(&self, now: Timestamp, renews: bool, changes: bool) -> Result<String, askama::Error> {
+        Page { status: self, now, renews, changes, version: env!("CARGO_PKG_VERSION"), style: STYLE }.render()
     }
+}
+
+#[derive(Template)]
+#[template(path = "refused.html")]
+struct Refused<'a> {
+    why: &'a str,
+    style: &'static str,
+}
+
+/// Renders the answer to a change that was not made.
+///
+/// # Errors
+/// None that a page can have.
+pub(super) fn refused(why: &str) -> Result<String, askama::Error> {
+    Refused { why, style: STYLE }.render()
 }

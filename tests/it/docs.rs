@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proctor::config::Config;
-use proctor::model::decode::Documented;
+use proctor::model::decode::{Documented, from_text};
 use proctor::probe::{KEYS, KINDS};
+use proctor::web::access::AccessConfig;
 use regex::Regex;
 
 /// What a YAML block of somebody else's begins with: Prometheus, its rules and their tests, docker compose.
@@ -83,6 +84,12 @@ fn every_configuration_in_the_documentation_loads() {
             let place = format!("{}:{line}", path.display());
             let keys: Vec<&str> = key.captures_iter(&block).filter_map(|found| found.get(1)).map(|name| name.as_str()).collect();
             if keys.iter().any(|key| OTHERS.contains(key)) {
+                continue;
+            }
+            if keys.iter().any(|key| AccessConfig::KEYS.iter().any(|known| known.name == *key)) {
+                loaded += 1;
+                let problems = from_text::<AccessConfig>(&path, &block).err().into_iter().flatten();
+                wrong.extend(problems.map(|problem| format!("{place}: {problem}")));
                 continue;
             }
             if !keys.iter().any(|key| ours.contains(key)) {

@@ -64,6 +64,7 @@ async fn site() -> Site {
     let (is_ready, rows) = (ready.clone(), snapshot.clone());
     let pages = Pages {
         inbox: Arc::new(|_| None),
+        carry: Arc::new(|_, _| Box::pin(async { Err("nothing is changed here".to_owned()) })),
         snapshot: snapshot.clone(),
         ready: Arc::new(move || if is_ready.load(Ordering::SeqCst) { Ok(()) } else { Err("1 target has not answered yet".to_owned()) }),
         status: Arc::new(move || {
@@ -253,7 +254,7 @@ async fn the_control_socket_is_for_its_group_and_refuses_what_it_does_not_know()
         let path = path.clone();
         async move {
             let carry: control::Carry =
-                Arc::new(|command, peer| Box::pin(async move { Ok(control::Reply::text(format!("{command:?} by {}", peer.uid))) }));
+                Arc::new(|command, peer| Box::pin(async move { Ok(control::Reply::text(format!("{command:?} by {peer:?}"))) }));
             control::start(&path, carry, Arc::new(Metrics::new()), &tasks).await
         }
     };
@@ -277,7 +278,7 @@ async fn the_control_socket_is_for_its_group_and_refuses_what_it_does_not_know()
     start(tasks.clone()).await.expect("it starts over a stale socket");
     assert_eq!(std::fs::metadata(&path).expect("it is there").permissions().mode() & 0o777, 0o660);
     let uid = rustix::process::getuid().as_raw();
-    assert!(ask(r#"{"reload":{}}"#).await.contains(&format!("Reload by {uid}")), "{}", ask(r#"{"reload":{}}"#).await);
+    assert!(ask(r#"{"reload":{}}"#).await.contains(&format!("Reload by Local {{ uid: {uid} }}")), "{}", ask(r#"{"reload":{}}"#).await);
     for bad in [r#"{"rm":{}}"#, r#"{"reload":{"x":1}}"#, "[", ""] {
         assert!(ask(bad).await.starts_with("HTTP/1.1 4"), "{bad}");
     }

@@ -54,3 +54,4 @@ mod start;
 mod support;
 mod upgrade;
 mod web;
+mod web_changes;

@@ -10,7 +10,7 @@ use proctor::model::decode::{Documented, from_text};
 use proctor::model::{Family, ProbeResult, Sample, Sight, Target};
 use proctor::snapshot::Snapshot;
 use proctor::tasks::{self, Tasks};
-use proctor::web::access::{Access, AccessConfig, Gate, HttpServerConfig, TlsConfig};
+use proctor::web::access::{Access, AccessConfig, Gate, HttpServerConfig, RateLimit, TlsConfig};
 use proctor::web::{self, Pages, Status, WebConfig};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -58,6 +58,7 @@ async fn site(config: &str, series: usize) -> Site {
     });
     let pages = Pages {
         inbox: Arc::new(|_| None),
+        carry: Arc::new(|_, _| Box::pin(async { Err("nothing is changed here".to_owned()) })),
         snapshot,
         ready: Arc::new(|| Ok(())),
         status: Arc::new(|| Status { site: "coursys".to_owned(), ..Status::default() }),
@@ -69,7 +70,7 @@ async fn site(config: &str, series: usize) -> Site {
     Site { port, metrics, access, tasks }
 }
 
-async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> std::io::Result<String> {
+pub(crate) async fn exchange(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> std::io::Result<String> {
     stream.write_all(request.as_bytes()).await?;
     let mut answer = Vec::new();
     // A server may end TLS without a word.
@@ -87,15 +88,15 @@ async fn ask(port: u16, method: &str, path: &str, headers: &str) -> String {
     exchange(stream, &request).await.expect("it answers")
 }
 
-fn code(answer: &str) -> &str {
+pub(crate) fn code(answer: &str) -> &str {
     answer.split(' ').nth(1).unwrap_or("none")
 }
 
-/// Sends a request over TLS, trusting one authority, with a certificate of the client's own where it has one.
-async fn ask_tls(port: u16, authority: &str, own: Option<&(String, String)>, path: &str, headers: &str) -> std::io::Result<String> {
+/// Makes a client of TLS that trusts one authority, with a certificate of its own where it has one, and speaks what is named.
+fn tls(authority: &str, own: Option<&(String, String)>, provider: rustls::crypto::CryptoProvider) -> tokio_rustls::TlsConnector {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(CertificateDer::from_pem_slice(authority.as_bytes()).expect("is PEM")).expect("is an authority");
-    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+    let builder = rustls::ClientConfig::builder_with_provider(Arc::new(provider))
         .with_safe_default_protocol_versions()
         .expect("are known")
         .with_root_certificates(roots);
@@ -106,19 +107,34 @@ async fn ask_tls(port: u16, authority: &str, own: Option<&(String, String)>, pat
             builder.with_client_auth_cert(vec![cert], PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("is PEM")).expect("fits")
         }
     };
-    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-    let name = ServerName::try_from("localhost").expect("is a name");
-    let stream = tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
-    exchange(stream, &format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n")).await
+    tokio_rustls::TlsConnector::from(Arc::new(config))
 }
 
-fn basic(user: &str, password: &str) -> String {
+/// Sends a whole request over TLS.
+pub(crate) async fn exchange_tls(port: u16, connector: tokio_rustls::TlsConnector, request: &str) -> std::io::Result<String> {
+    let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+    let name = ServerName::try_from("localhost").expect("is a name");
+    exchange(connector.connect(name, stream).await?, request).await
+}
+
+/// Makes a client of TLS that trusts one authority.
+pub(crate) fn trusting(authority: &str) -> tokio_rustls::TlsConnector {
+    tls(authority, None, rustls::crypto::ring::default_provider())
+}
+
+/// Asks for a page over TLS, trusting one authority, with a certificate of the client's own where it has one.
+async fn ask_tls(port: u16, authority: &str, own: Option<&(String, String)>, path: &str, headers: &str) -> std::io::Result<String> {
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n");
+    exchange_tls(port, tls(authority, own, rustls::crypto::ring::default_provider()), &request).await
+}
+
+pub(crate) fn basic(user: &str, password: &str) -> String {
     use base64::Engine as _;
     format!("Authorization: Basic {}\r\n", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
 }
 
 /// Writes a file at once: a Proctor that looks at it meanwhile never finds half of it.
-fn write(path: &Path, text: &str, mode: u32) {
+pub(crate) fn write(path: &Path, text: &str, mode: u32) {
     let new = path.with_extension("new");
     std::fs::write(&new, text).expect("can be written");
     std::fs::set_permissions(&new, std::os::unix::fs::PermissionsExt::from_mode(mode)).expect("can be set");
@@ -126,7 +142,7 @@ fn write(path: &Path, text: &str, mode: u32) {
 }
 
 /// Writes a certificate for localhost and its key.
-fn certify(folder: &Path, authority: &Authority) {
+pub(crate) fn certify(folder: &Path, authority: &Authority) {
     let (cert, key) = authority.issue_for(&["localhost"], (-1.0, 30.0));
     write(&folder.join("key.pem"), &key, 0o600);
     write(&folder.join("cert.pem"), &cert, 0o644);
@@ -263,12 +279,88 @@ async fn a_client_without_a_certificate_of_the_named_authority_is_not_let_in() {
     }
 }
 
+#[tokio::test]
+async fn of_the_clients_of_an_authority_only_those_are_let_in_that_have_a_name_of_the_list() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (authority, clients) = (Authority::new(), Authority::named("clients"));
+    certify(folder.path(), &authority);
+    write(&folder.path().join("clients.pem"), &clients.pem, 0o644);
+    let file = folder.path().join("web.yml");
+    let keys = "cert_file: cert.pem, key_file: key.pem, client_auth_type: RequireAndVerifyClientCert, client_ca_file: clients.pem, \
+                client_allowed_sans: [prometheus.example.org, 10.1.2.3, '2001:db8::1']";
+    write(&file, &format!("tls_server_config: {{{keys}}}\n"), 0o600);
+    let site = site(&format!("config_file: {}", file.display()), 1).await;
+    for (names, wanted) in [
+        (&["prometheus.example.org"][..], true),
+        (&["other.example.org", "10.1.2.3"], true),
+        (&["2001:db8::1"], true),
+        // Letter by letter: no wildcard, no case, no part.
+        (&["*.example.org"], false),
+        (&["Prometheus.example.org"], false),
+        (&["example.org", "10.1.2.4"], false),
+    ] {
+        let own = clients.issue_for(names, (-1.0, 30.0));
+        let answer = ask_tls(site.port, &authority.pem, Some(&own), "/metrics", "").await;
+        assert_eq!(answer.as_ref().is_ok_and(|answer| code(answer) == "200"), wanted, "{names:?}: {answer:?}");
+    }
+    // The name alone is not enough.
+    let stranger = Authority::named("others").issue_for(&["prometheus.example.org"], (-1.0, 30.0));
+    for other in [None, Some(&stranger)] {
+        let answer = ask_tls(site.port, &authority.pem, other, "/metrics", "").await;
+        assert!(answer.as_ref().is_err() || answer.as_ref().is_ok_and(String::is_empty), "{answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn of_tls_12_only_the_named_cipher_suites_are_spoken_and_of_tls_13_all() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let authority = Authority::new();
+    certify(folder.path(), &authority);
+    let file = folder.path().join("web.yml");
+    let keys = "cert_file: cert.pem, key_file: key.pem, cipher_suites: [TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, TLS_AES_128_GCM_SHA256]";
+    write(&file, &format!("tls_server_config: {{{keys}}}\n"), 0o600);
+    let site = site(&format!("config_file: {}", file.display()), 1).await;
+    for (suite, wanted) in [
+        (rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, true),
+        (rustls::CipherSuite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, false),
+        (rustls::CipherSuite::TLS13_AES_128_GCM_SHA256, true),
+        (rustls::CipherSuite::TLS13_AES_256_GCM_SHA384, true),
+    ] {
+        let mut provider = rustls::crypto::ring::default_provider();
+        provider.cipher_suites.retain(|known| known.suite() == suite);
+        let request = "GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        let answer = exchange_tls(site.port, tls(&authority.pem, None, provider), request).await;
+        assert_eq!(answer.as_ref().is_ok_and(|answer| code(answer) == "200"), wanted, "{suite:?}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn more_requests_than_the_limit_get_429_from_whomever_but_health_and_the_reports_of_jobs_do_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("web.yml");
+    write(&file, "rate_limit: {interval: 1h, burst: 3}\n", 0o600);
+    let site = site(&format!("config_file: {}", file.display()), 1).await;
+    let host = "Host: localhost\r\n";
+    let mut codes = Vec::new();
+    for path in ["/metrics", "/", "/nowhere", "/metrics", "/"] {
+        codes.push(code(&ask(site.port, "GET", path, host).await).to_owned());
+    }
+    assert_eq!(codes, ["200", "200", "404", "429", "429"]);
+    let refused = ask(site.port, "GET", "/", host).await;
+    assert!(refused.contains("retry-after: 3600") && refused.ends_with("more requests than the rate_limit of web.config_file lets in\n"));
+    assert_eq!(code(&ask(site.port, "GET", "/-/healthy", host).await), "200");
+    assert_eq!(code(&ask(site.port, "POST", "/heartbeat/backup", host).await), "401");
+    // Without a restart, as everything of that file.
+    write(&file, "rate_limit: {interval: 0s, burst: 3}\n", 0o600);
+    eventually("no limit", LONG, || async { (code(&ask(site.port, "GET", "/", host).await) == "200").then_some(()) }).await;
+}
+
 #[test]
 fn the_example_of_the_file_is_right_and_names_every_key() {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/web.example.yml");
     let text = std::fs::read_to_string(&path).expect("is there");
     from_text::<AccessConfig>(&path, &text).unwrap_or_else(|problems| panic!("{problems:?}"));
-    for key in AccessConfig::KEYS.iter().chain(TlsConfig::KEYS).chain(HttpServerConfig::KEYS) {
+    for key in AccessConfig::KEYS.iter().chain(TlsConfig::KEYS).chain(HttpServerConfig::KEYS).chain(RateLimit::KEYS) {
         let names = |line: &str| line.trim_start_matches([' ', '#']).starts_with(&format!("{}:", key.name));
         assert!(text.lines().any(names), "the example does not name {}", key.name);
     }
@@ -304,8 +396,13 @@ fn config_check_names_every_mistake_of_the_file_and_shows_no_password() {
         "cert_file: cert.pem, key_file: key.pem, client_auth_type: RequireAndVerifyClientCert",
         "cert_file: cert.pem, key_file: key.pem, client_ca_file: cert.pem",
         "cert_file: cert.pem, key_file: key.pem, min_version: TLS13, max_version: TLS12",
+        "cert_file: cert.pem, key_file: key.pem, client_allowed_sans: [a]",
+        "cert_file: cert.pem, key_file: key.pem, client_auth_type: RequireAndVerifyClientCert, client_ca_file: cert.pem, client_allowed_sans: []",
+        "cert_file: cert.pem, key_file: key.pem, cipher_suites: [TLS_RSA_WITH_RC4_128_SHA]",
+        "cert_file: cert.pem, key_file: key.pem}, rate_limit: {interval: 1s, burst: 0",
+        "cert_file: cert.pem, key_file: key.pem}, rate_limit: {interval: 2h, burst: 5",
     ] {
-        let (exit, line) = check(&format!("tls_server_config: {{{keys}}}\n"));
+        let (exit, line) = check(&format!("{{tls_server_config: {{{keys}}}}}\n"));
         assert_eq!(exit, Some(1), "{line}");
         told += line.lines().next().unwrap_or_default();
         told += "\n";

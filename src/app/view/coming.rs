@@ -66,6 +66,7 @@ impl App {
             tone: Tone::Unsure,
             text: line(&format!("{} {} {}", alert.name(), crate::app::operate::place(alert), scene.fires_in(alert)), MAX_TEXT),
             detail: line(alert.annotations.get("summary").unwrap_or(""), MAX_TEXT),
+            button: None,
         });
         notices.collect()
     }

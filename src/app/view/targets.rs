@@ -147,7 +147,7 @@ mod tests {
 
     fn page(scene: &Scene) -> String {
         let status = Status { groups: scene.groups(), troubles: scene.troubles(), targets: scene.targets.len(), ..Status::default() };
-        status.render(scene.now, true).expect("is rendered")
+        status.render(scene.now, true, false).expect("is rendered")
     }
 
     #[test]

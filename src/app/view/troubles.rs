@@ -103,6 +103,8 @@ impl Scene {
                 .skip(skip)
                 .map(|attempt| line(&format!("{}: {}", attempt.action, attempt.outcome), MAX_TEXT))
                 .collect(),
+            id: alert.fingerprint().to_string(),
+            matchers: alert.labels.iter().map(|(name, value)| format!("{name}={}", serde_json::Value::from(value))).collect(),
         }
     }
 }

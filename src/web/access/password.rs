@@ -36,6 +36,10 @@ pub(in crate::web) enum Refusal {
     Busy,
 }
 
+/// One of the users, who has shown the password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::web) struct User(pub(in crate::web) String);
+
 /// What is known of passwords. Clones share it.
 #[derive(Clone)]
 pub(in crate::web) struct Passwords(Arc<Inner>);
@@ -67,8 +71,8 @@ impl Passwords {
         Ok(Self(Arc::new(inner)))
     }
 
-    /// Lets a request in, or says why not. `authorization` is the header.
-    pub(in crate::web) async fn check(&self, users: &BTreeMap<String, Secret>, authorization: &str, from: IpAddr) -> Result<(), Refusal> {
+    /// Lets a request in and says whose it is, or why not. `authorization` is the header.
+    pub(in crate::web) async fn check(&self, users: &BTreeMap<String, Secret>, authorization: &str, from: IpAddr) -> Result<User, Refusal> {
         let Some((user, password)) = decode(authorization) else { return Err(Refusal::Unauthorized) };
         let cost = users.values().filter_map(|hash| hash.expose().split('$').nth(2)).max().unwrap_or("10");
         let (exists, hash) = match users.get(&user) {
@@ -77,7 +81,7 @@ impl Passwords {
         };
         let name = self.name(&user, &hash, &password);
         if exists && self.0.known.lock().unwrap_or_else(PoisonError::into_inner).contains(&name) {
-            return Ok(());
+            return Ok(User(user));
         }
         let spent = || self.0.tries.are_spent(from, Instant::now());
         if spent() {
@@ -100,7 +104,7 @@ impl Passwords {
             known.clear();
         }
         known.insert(name);
-        Ok(())
+        Ok(User(user))
     }
 
     /// Names what was right: with the hash in it, so that a changed one is asked for anew.
@@ -148,9 +152,9 @@ mod tests {
         let [here, there] = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse::<IpAddr>().expect("is one"));
         let check = |text: &'static str, from| {
             let (passwords, users) = (passwords.clone(), users.clone());
-            async move { passwords.check(&users, &basic(text), from).await }
+            async move { passwords.check(&users, &basic(text), from).await.map(|User(name)| name) }
         };
-        assert_eq!(check("ann:right:ä", here).await, Ok(()));
+        assert_eq!(check("ann:right:ä", here).await, Ok("ann".to_owned()));
         for wrong in ["ann:", "ann:other", "bob:right:ä", "nobody:", "", "annright"] {
             assert_eq!(check(wrong, there).await, Err(Refusal::Unauthorized), "{wrong}");
         }
@@ -160,8 +164,8 @@ mod tests {
         }
         assert_eq!(check("ann:wrong", there).await, Err(Refusal::TooMany));
         assert_eq!(check("bob:other", there).await, Err(Refusal::TooMany), "not even a right one costs a hash now");
-        assert_eq!(check("ann:right:ä", there).await, Ok(()), "a scrape that was right before goes on");
-        assert_eq!(check("bob:other", here).await, Ok(()), "and so does another address");
+        assert_eq!(check("ann:right:ä", there).await, Ok("ann".to_owned()), "a scrape that was right before goes on");
+        assert_eq!(check("bob:other", here).await, Ok("bob".to_owned()), "and so does another address");
     }
 
     // The clock stands still while a hash is made: however slow this host is, none waits for too long.
@@ -185,12 +189,12 @@ mod tests {
     async fn a_changed_hash_is_asked_for_anew_and_what_is_remembered_is_bounded() {
         let (passwords, mut users) = (Passwords::new().expect("there is randomness"), users());
         let from: IpAddr = "10.0.0.1".parse().expect("is one");
-        assert_eq!(passwords.check(&users, &basic("bob:other"), from).await, Ok(()));
+        assert_eq!(passwords.check(&users, &basic("bob:other"), from).await, Ok(User("bob".to_owned())));
         users.insert("bob".to_owned(), Secret::new(bcrypt::hash("new", COST).expect("is hashed")));
         assert_eq!(passwords.check(&users, &basic("bob:other"), from).await, Err(Refusal::Unauthorized));
         for _ in 0..MAX_KNOWN + 5 {
             users.insert("bob".to_owned(), Secret::new(bcrypt::hash("new", COST).expect("is hashed")));
-            assert_eq!(passwords.check(&users, &basic("bob:new"), from).await, Ok(()));
+            assert_eq!(passwords.check(&users, &basic("bob:new"), from).await, Ok(User("bob".to_owned())));
         }
         assert!(passwords.0.known.lock().expect("no panic in here").len() <= MAX_KNOWN);
     }
