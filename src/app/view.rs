@@ -408,10 +408,12 @@ fn told(scene: &Scene, alert: &Alert) -> String {
     if !alert.is_firing() {
         return scene.fires_in(alert);
     }
-    if !scene.tells {
-        return "nobody is mailed".to_owned();
-    }
     let fingerprint = alert.fingerprint().to_string();
+    if !scene.tells {
+        // What keeps mails back keeps actions back too.
+        let why = scene.muted.get(&fingerprint).map(|why| format!("; {why}"));
+        return format!("nobody is mailed{}", why.unwrap_or_default());
+    }
     let mailed = scene.told.get(&fingerprint).map(|(at, how)| {
         let ago = print(Duration::from_secs(scene.now.since(*at).as_secs()));
         match how {

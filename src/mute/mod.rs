@@ -63,6 +63,8 @@ pub enum Muted {
         by: String,
         /// Since when.
         at: Timestamp,
+        /// What others should know; may be empty.
+        comment: String,
     },
     /// Our own repair causes it.
     OwnAction {
@@ -91,7 +93,8 @@ impl fmt::Display for Muted {
             Self::CannotSee { why: Some(why) } => write!(f, "Proctor cannot see: {why}"),
             Self::CannotSee { why: None } => f.write_str("Proctor could not see it until just now"),
             Self::Silenced { id, until } => write!(f, "silenced by {id} until {until}"),
-            Self::Acknowledged { by, at } => write!(f, "acknowledged by {by} at {at}"),
+            Self::Acknowledged { by, at, comment } if comment.is_empty() => write!(f, "acknowledged by {by} at {at}"),
+            Self::Acknowledged { by, at, comment } => write!(f, "acknowledged by {by} at {at}: {comment}"),
             Self::OwnAction { attempt } => write!(f, "our own repair {attempt} causes it"),
             Self::Parent { root } => write!(f, "listed in the mail of {root}, which it needs"),
         }
@@ -175,7 +178,7 @@ pub fn why(alert: &Alert, facts: &Facts<'_>, now: Timestamp) -> Option<Muted> {
     };
     let acknowledged = || {
         let ack = facts.acks.of(alert)?;
-        Some(Muted::Acknowledged { by: ack.by.clone(), at: ack.at })
+        Some(Muted::Acknowledged { by: ack.by.clone(), at: ack.at, comment: ack.comment.clone() })
     };
     let own = || {
         let action = facts.actions.iter().find(|action| action.causes(alert, facts.depends, now))?;

@@ -130,7 +130,11 @@ async fn each_form_of_the_page_does_what_the_command_does_and_the_log_says_who_d
     let alert = form(&page, "value=\"ack\"");
     assert!(alert.contains(&("matcher".to_owned(), "alertname=\"Down\"".to_owned())), "{alert:?}");
     ann.changes(&with(alert.clone(), &[("comment", "a new one <b>comes</b>"), ("for", ""), ("do", "ack")])).await;
-    assert!(ann.reads("Down").await.contains("acknowledged by ann over HTTP"), "the next page shows it");
+    let page = ann.reads("Down").await;
+    assert!(
+        page.contains("acknowledged by ann over HTTP") && page.contains(": a new one &#60;b&#62;comes&#60;/b&#62;"),
+        "the next page shows it: {page}"
+    );
 
     // Silenced, and no longer.
     ann.changes(&with(alert.clone(), &[("comment", "planned"), ("for", "90m"), ("do", "silence")])).await;
