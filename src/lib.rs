@@ -57,7 +57,7 @@
 //! | `src/notify` | route, dispatch, dedup, message, outbox, email, webhook |
 //! | `src/remediate` | guard (decides), runner (acts, verifies, records), and the ways to act |
 //! | `src/rules` | Prometheus rule files: load, alert state machine, one turn of a rule, group loop, templates, unit tests in promtool's format |
-//! | `src/web` | `/metrics`, status page, health answers, who may read them, control socket, the reports of jobs |
+//! | `src/web` | `/metrics`, status page and what is changed on it, health answers, who may read them, control socket, the reports of jobs |
 //! | `src/config` | puts the components' own config structs together, loads, cross-checks; works out the timeline of a failure |
 //! | `src/discover` | looks at the host and at a Django project; what follows is YAML that goes through [`config`]'s own loader, or what differs from a file |
 //! | `src/app` | builds everything in order, named stops, reload; whether Proctor itself is well, the heartbeat out |

@@ -541,7 +541,7 @@ async fn the_page_says_that_it_does_not_know_where_nothing_has_answered_and_that
 }
 
 /// What a browser makes of the page: the widths of the page and of the window, and the colour behind everything.
-fn looked_at(page: &str, width: u32, dark: bool) -> (u32, u32, String) {
+pub(crate) fn looked_at(page: &str, width: u32, dark: bool) -> (u32, u32, String) {
     let folder = tempfile::tempdir().expect("a folder");
     let (head, html) = page.split_once("\r\n\r\n").expect("a head");
     let policy = head.lines().find_map(|line| line.strip_prefix("content-security-policy: ")).expect("a policy");
@@ -553,6 +553,7 @@ fn looked_at(page: &str, width: u32, dark: bool) -> (u32, u32, String) {
         &format!("<meta charset=utf-8><meta http-equiv=Content-Security-Policy content=\"{policy}\">"),
     );
     let script = "<script>for (const all of document.querySelectorAll('details')) all.open = true;
+        for (const form of document.querySelectorAll('.do')) form.style.display = 'flex';
         const it = document.documentElement;
         parent.postMessage(`seen ${it.scrollWidth} ${innerWidth} ${getComputedStyle(document.body).backgroundColor} end`, '*')</script></body>";
     let file = folder.path().join("page.html");

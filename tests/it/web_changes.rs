@@ -1,6 +1,5 @@
 //! What people change over HTTP: from the forms of the status page, with a password, as over the control socket.
 
-use std::path::Path;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -8,7 +7,7 @@ use tokio::net::TcpStream;
 use crate::support::nginx::Authority;
 use crate::support::process::{eventually, free_port};
 use crate::support::proctor::Proctor;
-use crate::web::{basic, certify, code, exchange, exchange_tls, trusting, write};
+use crate::web::{basic, certify, code, exchange, exchange_tls, looked_at, trusting, write};
 
 const LONG: Duration = Duration::from_secs(60);
 /// What `htpasswd -niBC 10 ann` of apache2-utils 2.4 made of `right`.
@@ -262,5 +261,30 @@ async fn nothing_is_changed_without_a_password_or_from_elsewhere_and_nobody_is_s
     // And what was refused all the time is taken where it is right, from curl too.
     assert_eq!(code(&send(posts("/change", &format!("{FORM}{right}"), &body)).await.expect("it answers")), "303");
     assert!(told(&proctor, &["silence", "list"]).contains("by ann over HTTP: x"));
-    assert!(Path::new(&file).exists());
+}
+
+#[tokio::test]
+#[ignore = "needs a browser: make test-slow"]
+async fn the_forms_fit_a_phone_and_a_wall_in_both_schemes() {
+    if crate::support::process::program("chromium").is_none() {
+        return;
+    }
+    let proctor = configured(free_port(), &format!("basic_auth_users: {{ann: '{}'}}\n", bcrypt::hash("right", 4).expect("is hashed")));
+    let request = format!("GET /?still HTTP/1.1\r\nHost: localhost\r\n{}Connection: close\r\n\r\n", basic("ann", "right"));
+    for (args, shown) in [
+        (&["hold", "1h", "--reason", "a deploy that takes a long time, as all of them do"][..], "value=\"end\""),
+        (&["silence", "add", &format!("probe={}", "x".repeat(300)), "--comment", "planned"], "value=\"expire\""),
+        (&["action", "pause"], "value=\"resume\""),
+    ] {
+        assert!(proctor.run(args).status.success(), "{args:?}");
+        let page = eventually(&format!("the page has {shown} and an alert"), LONG, || async {
+            let stream = TcpStream::connect(("127.0.0.1", proctor.web)).await.ok()?;
+            exchange(stream, &request).await.ok().filter(|page| page.contains(shown) && page.contains("value=\"ack\""))
+        })
+        .await;
+        for (width, dark) in [(360, false), (1920, true)] {
+            let (needs, has, _) = looked_at(&page, width, dark);
+            assert!(needs <= has && has == width, "{shown}, {width} px: the page needs {needs}");
+        }
+    }
 }
