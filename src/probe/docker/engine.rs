@@ -16,6 +16,9 @@ use crate::tasks::{self, Tasks};
 /// How far back the first stream looks, so that what was stopped just before a start or a reload is known as such.
 const FIRST_LOOK_BACK: Duration = Duration::from_secs(600);
 
+/// How far a stream that is taken up again looks back before the last event: others may have been overtaken by it.
+const OVERTAKEN: Duration = Duration::from_secs(1);
+
 /// How long after an attempt the next one comes: longer with each that fails at once, and where events are not allowed.
 const AGAIN_FIRST: Duration = Duration::from_millis(500);
 const AGAIN_MOST: Duration = Duration::from_secs(15);
@@ -148,7 +151,7 @@ impl Engine {
     /// Follows the events until the stream ends, and judges meanwhile what has come.
     async fn follow_once(&self) -> Result<(), DockerError> {
         let api = tokio::time::timeout(BEGIN_WITHIN, self.docker.api()).await.unwrap_or_else(|_| self.too_slow())?;
-        let since = self.ledger().last().unwrap_or_else(|| tasks::wall_now() - FIRST_LOOK_BACK);
+        let since = self.ledger().last().map_or_else(|| tasks::wall_now() - FIRST_LOOK_BACK, |last| last - OVERTAKEN);
         let mut take = |event: Option<Event>| match event {
             None => {
                 // After an absence all is asked at once, by what has been missed.

@@ -31,6 +31,9 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 const MAX_CONTAINERS: usize = 1_000;
 const MAX_SERVICES: usize = 500;
 
+/// The most events by which one that is told twice is recognised: docker keeps 256 itself.
+const MAX_TAKEN: usize = 512;
+
 /// HUP, USR1, USR2: an order to reload or to reopen a log, not to end. Any other may be a container's stop signal.
 const NO_ORDER_TO_END: &[u32] = &[1, 10, 12];
 
@@ -98,14 +101,15 @@ pub(super) struct Ledger {
     /// When an end of a service that nobody asked for was last told.
     told: BTreeMap<Service, Timestamp>,
     changes: Vec<Change>,
-    /// The place of the last event, so that one is not taken twice when the stream is taken up again.
-    last: i64,
+    /// The places of the last events, so that one is not taken twice when the stream is taken up again. Those of two
+    /// containers may come in another order than docker gave them their places in, so the greatest is not enough.
+    taken: BTreeSet<i64>,
 }
 
 impl Ledger {
     /// Returns when the last event happened.
     pub fn last(&self) -> Option<Timestamp> {
-        (self.last > 0).then_some(Timestamp(self.last / 1_000_000))
+        self.taken.last().map(|nanos| Timestamp(nanos / 1_000_000))
     }
 
     /// Returns the last end of a container, where events told of it and it has not been started since.
@@ -120,10 +124,14 @@ impl Ledger {
 
     /// Takes an event that came now.
     pub fn take(&mut self, event: Event, now: Timestamp) {
-        if event.nanos <= self.last {
+        let full = self.taken.len() >= MAX_TAKEN;
+        let forgotten = full && self.taken.first().is_some_and(|first| event.nanos < *first);
+        if forgotten || !self.taken.insert(event.nanos) {
             return;
         }
-        self.last = event.nanos;
+        if full {
+            self.taken.pop_first();
+        }
         let at = event.at();
         let Some(service) = event.service.clone() else { return };
         self.stirred.entry(service.clone()).or_insert(now + SETTLE);
@@ -355,13 +363,18 @@ mod tests {
         ledger.take(event(5, Action::Oom), Timestamp(0));
         ledger.take(event(5, Action::Oom), Timestamp(0));
         assert_eq!(ledger.counts(&service("c5")).oom, 1);
+        ledger.take(event(4, Action::Oom), Timestamp(0));
+        assert_eq!(ledger.counts(&service("c4")).oom, 1, "one that was overtaken is taken too");
         for n in 10..5_000 {
             ledger.take(event(n, Action::Die(1)), Timestamp(n));
             ledger.settle(Timestamp(n));
         }
         ledger.settle(Timestamp(1_000_000));
         assert!(ledger.containers.len() <= MAX_CONTAINERS && ledger.counts.len() <= MAX_SERVICES && ledger.pending.is_empty());
-        assert!(ledger.told.len() <= MAX_SERVICES, "{}", ledger.told.len());
+        assert!(ledger.told.len() <= MAX_SERVICES && ledger.taken.len() <= MAX_TAKEN, "{} {}", ledger.told.len(), ledger.taken.len());
+        let before = ledger.counts(&service("c5"));
+        ledger.take(event(5, Action::Oom), Timestamp(0));
+        assert_eq!(ledger.counts(&service("c5")), before, "what is older than all that is remembered was taken");
     }
 
     #[test]

@@ -69,6 +69,8 @@ static OOM_KILLS: Family =
 const MAX_CONTAINERS: usize = 150;
 /// How many are inspected at once.
 const AT_ONCE: usize = 4;
+/// How often the list is asked for again where a container of it is gone already: what replaces it may be newer than it.
+const LISTED_AGAIN: usize = 2;
 /// The most services and containers that may be named.
 const MAX_NAMED: usize = 100;
 /// The oldest API in which health and restart policy are as they are now: docker 1.12.
@@ -290,8 +292,26 @@ impl Containers {
             rec.set_with(&ENGINE, &[("version", api.server.trim_start_matches("Docker/")), ("api_version", &api.version)], 1.0);
         }
         let Some(filter) = self.wanted.filter() else { return Ok(Vec::new()) };
+        for _ in 0..LISTED_AGAIN {
+            let (found, gone) = self.inspected(rec, &api, &filter, unseen).await?;
+            if !gone {
+                return Ok(found);
+            }
+        }
+        Ok(self.inspected(rec, &api, &filter, unseen).await?.0)
+    }
+
+    /// Lists and inspects once; says whether something of the list was gone when it was inspected.
+    async fn inspected(
+        &self,
+        rec: &mut Recorder,
+        api: &Api<'_>,
+        filter: &Filter,
+        unseen: &mut Unseen,
+    ) -> Result<(Vec<(Service, Seen)>, bool), DockerError> {
+        let at = self.engine.docker.endpoint()?;
         rec.waiting(Reason::AnswerTimeout, format!("docker at {at}: answered a ping, waiting for its list of containers"));
-        let mut listed = api.list(&filter).await?;
+        let mut listed = api.list(filter).await?;
         let mut meant: Vec<(Service, Listed)> =
             listed.drain(..).filter_map(|one| Some((self.wanted.service_of(&one)?, one))).collect();
         if meant.len() > MAX_CONTAINERS {
@@ -301,15 +321,13 @@ impl Containers {
             unseen.0.insert("all containers", format!("only {MAX_CONTAINERS} are asked for: name the services"));
         }
         rec.waiting(Reason::AnswerTimeout, format!("docker at {at}: gave its list, waiting for the state of a container"));
-        let api = &api;
         let asked = meant.into_iter().map(|(service, one)| async move { (service, self.inspect(api, &one).await, one) });
         let inspected: Vec<_> = futures_util::stream::iter(asked).buffered(AT_ONCE).collect().await;
-        let mut found = Vec::with_capacity(inspected.len());
+        let (mut found, mut gone) = (Vec::with_capacity(inspected.len()), false);
         for (service, container, listed) in inspected {
             match container {
                 Ok(seen) => found.push((service, seen)),
-                // It was removed in between.
-                Err(DockerError::Missing(_)) => {}
+                Err(DockerError::Missing(_)) => gone = true,
                 Err(error) if error.reason() == Reason::Forbidden => {
                     unseen.0.insert("restart policy, last output of health checks, restarts of containers", explain(&error));
                     found.push((service, self.only_listed(&listed)));
@@ -317,7 +335,7 @@ impl Containers {
                 Err(error) => return Err(error),
             }
         }
-        Ok(found)
+        Ok((found, gone))
     }
 
     async fn inspect(&self, api: &Api<'_>, listed: &Listed) -> Result<Seen, DockerError> {

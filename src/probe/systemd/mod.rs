@@ -177,6 +177,7 @@ impl Unit {
         let name = &self.name;
         self.watch.begin();
         rec.waiting(Reason::AnswerTimeout, format!("{name}: waiting for systemd's answer over D-Bus"));
+        let heard = self.watch.heard();
         let state = match self.watch.systemd.unit(name).await {
             Ok(state) => state,
             Err(error) => return failure(rec, &error),
@@ -188,7 +189,7 @@ impl Unit {
         if !state.status_text.is_empty() {
             rec.evidence(format!("{name} says: {}", state.status_text));
         }
-        let asked = self.watch.asked(&state);
+        let asked = self.watch.asked(&state, heard);
         let outcome = self.judge(rec, &state, asked).await;
         if name.ends_with(".service") {
             rec.set_with(&LIMIT, &[("name", name)], f64::from(u8::from(judge::hit_start_limit(&state, asked))));

@@ -1,6 +1,7 @@
 //! What systemd said of its own accord since Proctor listens: whether a stop was ordered, and what restarts itself.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
@@ -73,6 +74,8 @@ pub(super) struct Watch {
     tasks: Tasks,
     changes: Changes,
     begun: Once,
+    /// How many changes of units systemd has told.
+    heard: AtomicU64,
     stories: Mutex<HashMap<String, Story>>,
     /// Who is told, by unit.
     told: BTreeMap<String, Vec<Arc<Notify>>>,
@@ -83,7 +86,7 @@ pub(super) struct Watch {
 impl Watch {
     /// Takes who is told of which unit; connects to nothing.
     pub(super) fn new(systemd: Systemd, tasks: Tasks, changes: Changes, told: BTreeMap<String, Vec<Arc<Notify>>>, host: Arc<Notify>) -> Self {
-        Self { systemd, tasks, changes, begun: Once::new(), stories: Mutex::default(), told, host }
+        Self { systemd, tasks, changes, begun: Once::new(), heard: AtomicU64::new(0), stories: Mutex::default(), told, host }
     }
 
     /// Begins to listen, the first time.
@@ -189,6 +192,7 @@ impl Watch {
             Signal::Forgotten(unit) if !self.told.contains_key(&unit) => self.with(|stories| drop(stories.remove(&unit))),
             Signal::Forgotten(_) => {}
             Signal::Unit { name, change } => {
+                self.heard.fetch_add(1, Ordering::SeqCst);
                 let now = tasks::now();
                 let expected = self.told.contains_key(&name);
                 let said = self.story(&name, |story| {
@@ -262,14 +266,21 @@ impl Watch {
         })
     }
 
-    /// Takes what was found by asking, and returns whether the unit's last end was ordered, as far as that was seen.
-    pub(super) fn asked(&self, state: &UnitState) -> Option<bool> {
+    /// Returns how many changes of units were told so far: what is asked after that is at least as new.
+    pub(super) fn heard(&self) -> u64 {
+        self.heard.load(Ordering::SeqCst)
+    }
+
+    /// Takes what was found by asking when so much had been [heard](Watch::heard), and returns whether the unit's last end
+    /// was ordered, as far as that was seen.
+    pub(super) fn asked(&self, state: &UnitState, heard: u64) -> Option<bool> {
         self.story(&state.id, |story| {
             if story.active.is_empty() {
                 (story.active, story.sub, story.invocation) = (state.active.clone(), state.sub.clone(), state.invocation.clone());
                 story.restarts.get_or_insert(state.restarts);
             }
-            if matches!(state.active.as_str(), "active" | "reloading") {
+            // An end that was told since then is newer than the answer.
+            if heard == self.heard() && matches!(state.active.as_str(), "active" | "reloading") {
                 story.asked = None;
             }
             story.asked
