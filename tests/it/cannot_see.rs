@@ -92,6 +92,7 @@ async fn a_dead_resolver_is_one_mail_and_its_end_another_and_what_is_on_this_hos
         sink.mails().into_iter().filter(like).collect::<Vec<_>>()
     };
     let of_near = eventually("the local one is mailed", SOON, || async { about("Down", "FIRING").pop() }).await;
+    sink.wait_for(4, SOON).await;
     assert!(of_near.text.contains("near: refused"), "{}", of_near.text);
     let blind = about("ProctorCannotSee", "FIRING").pop().expect("it came first");
     assert!(blind.text.contains("the resolver does not answer for"), "{}", blind.text);

@@ -13,7 +13,7 @@ use super::support::docker::{Container, POLITE};
 use super::support::process::eventually;
 use super::support::proctor::Proctor;
 use super::support::systemd::stack;
-use super::support::watched::{Watched, failed, value, well};
+use super::support::watched::{Watched, failed, fails, value, well};
 
 /// Ends by itself with exit code 7 once there is a file `/tmp/end`.
 const ENDS: &[&str] = &["/bin/sh", "-c", "while :; do [ -e /tmp/end ] && /bin/busybox rm /tmp/end && exit 7; sleep 0.1; done"];
@@ -42,8 +42,7 @@ fn is_state(result: &ProbeResult, state: &str) -> bool {
 
 /// Runs a target until it fails with these words: docker shows an end a moment before its events tell whose it was.
 async fn says(watched: &Watched, target: &str, what: &str, reason: Reason, words: &str) -> ProbeResult {
-    let says = |result: &ProbeResult| result.outcome.as_ref().is_err_and(|why| why.reason == reason && why.detail.contains(words));
-    watched.until(target, &format!("{what} ({words})"), 60, says).await
+    watched.until_failed(target, what, 60, reason, words).await
 }
 
 /// How often it ended without an order: how soon after its start depends on how busy this machine is.
@@ -105,7 +104,7 @@ async fn a_service_that_is_stopped_is_told_from_one_that_died() {
 
     // Killed by somebody else than docker.
     assert!(container.cli(&["start", &container.name]).0);
-    watched.until("docker/ends", "it runs", 20, ProbeResult::is_success).await;
+    watched.until("docker/ends", "it runs", 60, ProbeResult::is_success).await;
     container.dies();
     let died = says(&watched, "docker/ends", "it is seen", Reason::Unavailable, "nobody had asked docker for it").await;
     assert_eq!((requested(&died), value(&died, "docker_container_exit_code", "")), (Some(0.0), Some(137.0)));
@@ -113,19 +112,19 @@ async fn a_service_that_is_stopped_is_told_from_one_that_died() {
     // Stopped, then killed, then removed: each by order to docker.
     for order in [["stop", "-t0"].as_slice(), &["kill"]] {
         assert!(container.cli(&["start", &container.name]).0);
-        watched.until("docker/ends", "it runs", 20, ProbeResult::is_success).await;
+        watched.until("docker/ends", "it runs", 60, ProbeResult::is_success).await;
         assert!(container.cli(&[order, &[container.name.as_str()]].concat()).0);
         let stopped = |result: &ProbeResult| requested(result) == Some(1.0);
-        let result = watched.until("docker/ends", "it was asked for", 20, stopped).await;
+        let result = watched.until("docker/ends", "it was asked for", 60, stopped).await;
         failed(&result, Reason::Unavailable, "was stopped by order");
         assert_eq!(dead(&result), Some(0.0));
     }
     assert!(container.cli(&["start", &container.name]).0);
-    watched.until("docker/ends", "it runs", 20, ProbeResult::is_success).await;
+    watched.until("docker/ends", "it runs", 60, ProbeResult::is_success).await;
     drop(container);
     says(&watched, "docker/ends", "it is gone", Reason::Missing, "it was removed or never made").await;
     let asked = |result: &ProbeResult| value(result, "docker_service_deaths_total", "asked");
-    watched.until("docker/ends", "all are counted", 20, |result| asked(result) == Some(3.0)).await;
+    watched.until("docker/ends", "all are counted", 60, |result| asked(result) == Some(3.0)).await;
     use Kind::{Died, Started, Stopped};
     eventually("all is told", Duration::from_secs(30), || async {
         let kinds: Vec<Kind> = changes(&watched, "ends").iter().map(|(kind, _)| *kind).collect();
@@ -164,8 +163,8 @@ async fn a_restart_and_a_container_made_anew_are_restarts_by_order() {
     container.dies();
     watched.until("docker/anew", "it is counted", 60, |result| unasked(result) == Some(1.0)).await;
     told_kinds(&watched, "anew", &[Kind::Started, Kind::Restarted, Kind::Restarted, Kind::Died]).await;
-    let result = watched.until("docker/anew", "it is back", 20, ProbeResult::is_success).await;
-    assert_eq!(value(&result, "docker_container_restarts_total", ""), Some(1.0));
+    let back = |result: &ProbeResult| result.is_success() && value(result, "docker_container_restarts_total", "") == Some(1.0);
+    watched.until("docker/anew", "it is back", 60, back).await;
 }
 
 #[tokio::test]
@@ -174,17 +173,22 @@ async fn a_container_that_ends_again_and_again_is_named_with_its_exit_code() {
     let container = Container::start(&socket, "proctor-it-loop", &["--restart", "always"], &["/bin/sh", "-c", "exit 3"]);
     let watched = Watched::new(&named(&socket, &format!("containers: [{}]", container.name)));
     let probe = format!("docker/{}", container.name);
+    let begin = Instant::now();
     watched.told(&probe, "it ends").await;
     let loops = |result: &ProbeResult| value(result, "docker_container_restarts_total", "").is_some_and(|restarts| restarts >= 4.0);
-    watched.until(&probe, "docker restarts it", 30, loops).await;
-    // Between two ends it runs for a moment.
-    let result = says(&watched, &probe, "it waits for its next start", Reason::Unavailable, "ends again and again (exit code 3").await;
+    watched.until(&probe, "docker restarts it", 60, loops).await;
+    // Between two ends it runs for a moment, and events come a moment after the state that they tell of.
+    let waits = |result: &ProbeResult| {
+        fails(result, Reason::Unavailable, "ends again and again (exit code 3")
+            && value(result, "docker_service_deaths_total", "early") >= Some(3.0)
+    };
+    let result = watched.until(&probe, "it waits for its next start", 60, waits).await;
     assert!(is_state(&result, "restarting"), "{result:?}");
     assert_eq!(value(&result, "docker_service_replicas_dead", ""), Some(0.0), "docker is at it");
     assert_eq!(value(&result, "docker_container_stop_requested", ""), None);
-    assert!(value(&result, "docker_service_deaths_total", "early").is_some_and(|deaths| deaths >= 3.0), "{result:?}");
     let died = changes(&watched, &container.name).into_iter().filter(|(kind, _)| *kind == Kind::Died).count();
-    assert_eq!(died, 1, "a loop is told once a minute");
+    let minutes = usize::try_from(begin.elapsed().as_secs() / 60).expect("is small");
+    assert!((1..=1 + minutes).contains(&died), "a loop is told once a minute: {died}");
     assert!(container.cli(&["stop", &container.name]).0);
     says(&watched, &probe, "it was stopped", Reason::Unavailable, "was stopped by order").await;
 }
@@ -213,7 +217,7 @@ async fn a_health_check_that_fails_is_told_with_its_last_words_and_starting_is_n
         let make = make.replace("rm ", "/bin/busybox rm ");
         assert!(container.cli(&["exec", &container.name, "/bin/sh", "-c", &make]).0);
         watched.told(&probe, "its health changed").await;
-        watched.until(&probe, status, 30, |result| health(result, status) == Some(1.0)).await;
+        watched.until(&probe, status, 60, |result| health(result, status) == Some(1.0)).await;
     }
     well(&watched.run(&probe).await, true);
 }
@@ -277,8 +281,11 @@ async fn a_rolling_replacement_is_never_a_failure_and_too_few_are() {
     let oneoff = of(&labels, &["-l", "com.docker.compose.oneoff=True"]);
     let _oneoff = Container::start(&socket, "proctor-it-rolled-once", &oneoff, POLITE);
     three.dies();
-    let result = says(&watched, "docker/rolled", "one died", Reason::Unavailable, "expected 2 containers to be well, found 1").await;
-    assert_eq!(value(&result, "docker_service_replicas_dead", ""), Some(1.0));
+    let one_died = |result: &ProbeResult| {
+        fails(result, Reason::Unavailable, "expected 2 containers to be well, found 1")
+            && value(result, "docker_service_replicas_dead", "") == Some(1.0)
+    };
+    watched.until("docker/rolled", "one died", 60, one_died).await;
     drop(four);
     says(&watched, "docker/rolled", "both are gone", Reason::Unavailable, "found 0").await;
 }
@@ -312,7 +319,7 @@ async fn where_nothing_is_named_every_container_that_docker_restarts_is_expected
     assert_eq!(value(&result, "docker_up", ""), Some(1.0), "the engine is well");
     assert_eq!(value(&result, "docker_container_stop_requested", "uweb"), Some(1.0));
     drop(container);
-    watched.until("docker", "what was removed is no longer expected", 20, ProbeResult::is_success).await;
+    watched.until("docker", "what was removed is no longer expected", 60, ProbeResult::is_success).await;
 }
 
 #[tokio::test]
@@ -323,11 +330,12 @@ async fn a_container_that_is_killed_for_its_memory_is_said_to_be() {
     let watched = Watched::new(&named(&socket, &format!("containers: [{}]", container.name)));
     let probe = format!("docker/{}", container.name);
     watched.told(&probe, "it ends").await;
-    let result = says(&watched, &probe, "it is killed", Reason::Unavailable, "for its memory at its limit of 16 MiB").await;
-    assert_eq!(
-        (value(&result, "docker_container_exit_code", ""), value(&result, "docker_service_replicas_dead", "")),
-        (Some(137.0), Some(1.0))
-    );
+    let killed = |result: &ProbeResult| {
+        fails(result, Reason::Unavailable, "for its memory at its limit of 16 MiB")
+            && value(result, "docker_service_replicas_dead", "") == Some(1.0)
+    };
+    let result = watched.until(&probe, "it is killed", 60, killed).await;
+    assert_eq!(value(&result, "docker_container_exit_code", ""), Some(137.0));
     let told = value(&result, "docker_container_oom_killed", "");
     assert_eq!(told, Some(f64::from(u8::from(container.inspect("{{.State.OOMKilled}}") == "true"))), "as docker sees it");
 }
@@ -345,9 +353,15 @@ async fn a_death_is_told_within_a_second() {
     let _ = tokio::time::timeout(Duration::from_secs(1), watched.target(&probe).probe.changed()).await;
     container.dies();
     let begin = Instant::now();
-    watched.told(&probe, "it died").await;
-    let result = watched.run(&probe).await;
-    failed(&result, Reason::Unavailable, "nobody had asked docker for it");
+    // Events of the containers of other tests wake it too: it is looked at only when it is told something.
+    let result = loop {
+        watched.told(&probe, "it died").await;
+        let result = watched.run(&probe).await;
+        if fails(&result, Reason::Unavailable, "nobody had asked docker for it") {
+            break result;
+        }
+        assert!(begin.elapsed() < Duration::from_secs(60), "{result:?}");
+    };
     eprintln!("seen {:?} after the death, inspected in {:?}", begin.elapsed(), result.duration);
 }
 

@@ -46,7 +46,7 @@ async fn an_engine_that_hangs_or_is_stopped_is_told_from_its_containers_and_come
         failed(&result, Reason::AnswerTimeout, "waiting for the answer to a ping (is the daemon stuck?");
     }
     signal("-CONT");
-    watched.until("docker", "it moves again", 30, ProbeResult::is_success).await;
+    watched.until("docker", "it moves again", 60, ProbeResult::is_success).await;
     watched.until("docker", "its events come", 30, connected).await;
 
     signal("-TERM");
@@ -219,7 +219,9 @@ async fn an_answer_that_no_engine_gives_has_its_reason_and_memory_is_bounded() {
         (Manner::Says(b"HTTP/1.1 500 x\r\nContent-Length: 24\r\n\r\n{\"message\":\"disk\\nfull\"}".to_vec()), Reason::Unavailable),
     ] {
         let port = hostile(manner.clone()).await;
-        let watched = Watched::new(&format!("  docker: {{docker: {{engine: \"http://127.0.0.1:{port}\"}}, timeout: 2s}}"));
+        // Megabytes take their time on a busy machine.
+        let timeout = if reason == Reason::TooLarge { "15s" } else { "2s" };
+        let watched = Watched::new(&format!("  docker: {{docker: {{engine: \"http://127.0.0.1:{port}\"}}, timeout: {timeout}}}"));
         let result = watched.run("docker").await;
         failed(&result, reason, "docker");
         assert_eq!(value(&result, "docker_up", ""), Some(0.0), "{manner:?}");
@@ -235,7 +237,8 @@ async fn an_answer_that_no_engine_gives_has_its_reason_and_memory_is_bounded() {
     for (version, answers, reason, words) in cases {
         let folder = tempfile::tempdir().unwrap();
         let socket = stand_in(folder.path(), version, answers).await;
-        let watched = Watched::new(&format!("  docker: {{docker: {{engine: \"unix:{}\"}}, timeout: 3s}}", socket.display()));
+        let timeout = if reason == Reason::TooLarge { "15s" } else { "3s" };
+        let watched = Watched::new(&format!("  docker: {{docker: {{engine: \"unix:{}\"}}, timeout: {timeout}}}", socket.display()));
         failed(&watched.run("docker").await, reason, words);
     }
     // An event stream of nonsense is given up, tried again, and costs nothing else.
@@ -244,8 +247,9 @@ async fn an_answer_that_no_engine_gives_has_its_reason_and_memory_is_bounded() {
         let folder = tempfile::tempdir().unwrap();
         let watched = Watched::new(&named(&stand_in(folder.path(), "1.41", answers).await, "services: []"));
         watched.told("docker", "the stream broke").await;
-        well(&watched.run("docker").await, true);
-        assert!(!connected(&watched.run("docker").await), "{events}");
+        // While it is tried again it stands for a moment.
+        let given_up = watched.until("docker", events, 20, |result| !connected(result)).await;
+        well(&given_up, true);
     }
 }
 

@@ -80,28 +80,28 @@ async fn a_program_that_fails_or_cannot_be_started_says_what_and_why() {
 #[tokio::test]
 async fn a_program_that_hangs_is_killed_with_its_children() {
     let begin = Instant::now();
-    let done = run(&["/bin/sh", "-c", "sleep 300 & echo $!; echo working; wait"], "500ms").await;
-    assert!(begin.elapsed() < Duration::from_secs(4), "SIGTERM is enough for it: {:?}", begin.elapsed());
+    let done = run(&["/bin/sh", "-c", "sleep 300 & echo $!; echo working; wait"], "2s").await;
+    assert!(begin.elapsed() < Duration::from_secs(2 + 5), "SIGTERM is enough for it: {:?}", begin.elapsed());
     let error = done.result.unwrap_err();
-    assert!(error.contains("did not end within 500ms and was killed: working"), "{error}");
+    assert!(error.contains("did not end within 2s and was killed: working"), "{error}");
     let child = done.output.lines().next().unwrap().to_owned();
-    eventually("the child is gone", Duration::from_secs(5), async || (!is_running(&child)).then_some(())).await;
+    eventually("the child is gone", Duration::from_secs(20), async || (!is_running(&child)).then_some(())).await;
 }
 
 #[tokio::test]
 async fn a_program_that_ignores_sigterm_is_killed_five_seconds_later() {
     let begin = Instant::now();
-    let done = run(&["/bin/sh", "-c", "trap '' TERM; echo $$; while :; do sleep 1; done"], "300ms").await;
-    assert!((5..9).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
+    let done = run(&["/bin/sh", "-c", "trap '' TERM; echo $$; while :; do sleep 1; done"], "2s").await;
+    assert!((2 + 5..20).contains(&begin.elapsed().as_secs()), "{:?}", begin.elapsed());
     let pid = done.output.lines().next().unwrap().to_owned();
-    eventually("it is gone", Duration::from_secs(5), async || (!is_running(&pid)).then_some(())).await;
+    eventually("it is gone", Duration::from_secs(20), async || (!is_running(&pid)).then_some(())).await;
 }
 
 #[tokio::test]
 async fn a_daemon_that_keeps_the_output_open_does_not_hold_us_and_lives_on() {
     let begin = Instant::now();
     let done = run(&["/bin/sh", "-c", "setsid sleep 47 & echo $!"], "30s").await;
-    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
     done.result.expect("it ended well");
     let daemon = done.output.trim().to_owned();
     assert!(is_running(&daemon), "a tunnel that was started stays");
@@ -128,7 +128,7 @@ async fn a_run_that_is_given_up_leaves_no_process_behind() {
     let given_up = tokio::spawn(async move { run(&["/bin/sh", "-c", &script], "60s").await });
     let pid = eventually("it runs", Duration::from_secs(10), async || std::fs::read_to_string(&file).ok()).await;
     given_up.abort();
-    eventually("it is gone", Duration::from_secs(5), async || (!is_running(pid.trim())).then_some(())).await;
+    eventually("it is gone", Duration::from_secs(20), async || (!is_running(pid.trim())).then_some(())).await;
 }
 
 // ---- webhooks
@@ -180,9 +180,11 @@ async fn a_webhook_that_is_slow_huge_redirecting_or_gone_fails_in_time() {
     ] {
         let port = hostile(manner.clone()).await;
         let begin = Instant::now();
-        let error = call(&format!("http://127.0.0.1:{port}/s3cret"), "1s").await.result.expect_err(expected);
+        // Only who is silent takes all of it.
+        let timeout = if matches!(manner, Manner::Silent) { "1s" } else { "15s" };
+        let error = call(&format!("http://127.0.0.1:{port}/s3cret"), timeout).await.result.expect_err(expected);
         assert!(error.contains(expected) && !error.contains("s3cret") && !error.contains('\n'), "{manner:?}: {error}");
-        assert!(begin.elapsed() < Duration::from_secs(4));
+        assert!(begin.elapsed() < Duration::from_secs(15));
     }
     let error = call("http://127.0.0.1:1/s3cret", "1s").await.result.unwrap_err();
     assert!(error.contains("cannot connect to 127.0.0.1:1"), "{error}");
@@ -201,7 +203,7 @@ async fn a_container_is_restarted_by_name_and_what_is_known_of_it_is_kept() {
     let secret = ["-e", "PASSWORD=s3cret", "--health-cmd", "echo not today; exit 1", "--health-interval", "1s", "--health-retries", "1"];
     let container = Container::start(&socket, "proctor-it-name", &secret, POLITE);
     let action = docker_action(&format!("{{container: {}}}", container.name), &socket);
-    let facts = eventually("it is unhealthy", Duration::from_secs(20), async || {
+    let facts = eventually("it is unhealthy", Duration::from_secs(60), async || {
         let facts = action.facts().await;
         facts.lines.iter().any(|line| line.contains("unhealthy")).then_some(facts)
     })
@@ -209,7 +211,7 @@ async fn a_container_is_restarted_by_name_and_what_is_known_of_it_is_kept() {
     let lines = facts.lines.join("\n");
     assert!(lines.contains(&container.name) && lines.contains("not today") && !lines.contains("s3cret"), "{lines}");
     let age = tasks::now().since(facts.changed_at.expect("it was started"));
-    assert!(age < Duration::from_secs(60), "somebody has just started it: {age:?}");
+    assert!(age < Duration::from_secs(90), "somebody has just started it: {age:?}");
     let before = container.started_at();
     let done = action.act(&occasion()).await;
     assert_eq!(done.result, Ok(format!("restarted container {}", container.name)));
@@ -223,7 +225,7 @@ async fn a_stopped_container_is_started_and_a_crash_is_told_from_a_stop() {
     let container =
         Container::start(&socket, "proctor-it-crash", &[], &["/bin/sh", "-c", "[ -e /tmp/x ] && exec sleep 600; touch /tmp/x; exit 7"]);
     let action = docker_action(&format!("{{container: {}}}", container.name), &socket);
-    let facts = eventually("it has crashed", Duration::from_secs(20), async || {
+    let facts = eventually("it has crashed", Duration::from_secs(60), async || {
         let facts = action.facts().await;
         facts.lines[0].contains("exit code 7").then_some(facts)
     })
@@ -274,7 +276,7 @@ async fn the_starts_of_other_containers_are_seen() {
     let mine = Container::start(&socket, "proctor-it-mine", &[], POLITE);
     let others: Vec<_> = (0..3).map(|i| Container::start(&socket, &format!("proctor-it-other{i}"), &[], POLITE)).collect();
     let facts = docker_action(&format!("{{container: {}}}", mine.name), &socket).facts().await;
-    let recent = facts.starts.iter().filter(|at| tasks::now().since(**at) < Duration::from_secs(30)).count();
+    let recent = facts.starts.iter().filter(|at| tasks::now().since(**at) < Duration::from_secs(90)).count();
     assert!(recent >= others.len(), "{facts:?}");
 }
 
@@ -394,11 +396,12 @@ async fn a_job_that_is_done_while_the_unit_crashes_at_once_is_no_success() {
     let action = unit_action("{unit: proctor-crashes.service}", &bus);
     // systemd's job is done as soon as the process exists.
     let first = action.act(&occasion()).await.result;
-    let error = eventually("it is down", Duration::from_secs(10), async || action.settled().await.err()).await;
-    assert!(
-        error.contains("proctor-crashes.service did not stay up: it is failed") && error.contains("exit status 4"),
-        "{error} after {first:?}"
-    );
+    let failed = "proctor-crashes.service did not stay up: it is failed";
+    let error = eventually(&format!("{failed} after {first:?}"), Duration::from_secs(30), async || {
+        action.settled().await.err().filter(|error| error.contains(failed))
+    })
+    .await;
+    assert!(error.contains("exit status 4"), "{error}");
     assert_eq!(action.facts().await.changed_at, None, "a crash is nobody's work");
 }
 
@@ -464,5 +467,5 @@ async fn after_the_bus_was_restarted_the_next_call_connects_anew() {
     let bus = Systemd::at(format!("unix:path={}", front.path().display()));
     bus.unit("dbus.service").await.expect("the first connection");
     front.cut();
-    eventually("the second connection", Duration::from_secs(10), async || bus.unit("dbus.service").await.ok()).await;
+    eventually("the second connection", Duration::from_secs(30), async || bus.unit("dbus.service").await.ok()).await;
 }

@@ -12,8 +12,6 @@ use proctor::probe::scheduler::{Scheduled, run};
 use proctor::tasks::Tasks;
 use tokio::time::Instant;
 
-use super::process::eventually;
-
 /// The probes of a configuration; they keep their connections from run to run.
 pub(crate) struct Watched {
     /// Every target.
@@ -21,6 +19,7 @@ pub(crate) struct Watched {
     /// What they saw to have changed on the host.
     pub(crate) changes: Changes,
     metrics: Metrics,
+    tasks: Tasks,
 }
 
 impl Watched {
@@ -35,9 +34,16 @@ impl Watched {
     pub(crate) fn whole(text: &str) -> Self {
         let config = Config::from_text(Path::new("proctor.yml"), text).unwrap_or_else(|problems| panic!("{text}{problems:?}"));
         let (changes, mut problems) = (Changes::default(), Problems::new("proctor.yml"));
-        let all = app::plan(&config, &Tasks::new(), &changes, &mut problems);
+        let tasks = Tasks::new();
+        let all = app::plan(&config, &tasks, &changes, &mut problems);
         assert!(problems.is_empty(), "{text}{:?}", problems.into_sorted());
-        Self { all, changes, metrics: Metrics::new() }
+        Self { all, changes, metrics: Metrics::new(), tasks }
+    }
+
+    /// Ends what goes on between two runs.
+    pub(crate) async fn stop(self) {
+        drop(self.all);
+        assert_eq!(self.tasks.stop(Duration::from_secs(20)).await, Vec::<String>::new(), "nothing is stuck");
     }
 
     /// Returns a target by the name of its probe, or as it is printed where the probe has several.
@@ -76,19 +82,21 @@ impl Watched {
 
     /// Runs one probe until it ends like this.
     pub(crate) async fn until(&self, probe: &str, what: &str, within: u64, like: impl Fn(&ProbeResult) -> bool) -> ProbeResult {
-        eventually(what, Duration::from_secs(within), || async {
+        let begin = Instant::now();
+        loop {
             let result = self.run(probe).await;
-            like(&result).then_some(result)
-        })
-        .await
+            if like(&result) {
+                return result;
+            }
+            let ProbeResult { outcome, sight, samples, .. } = &result;
+            assert!(begin.elapsed().as_secs() < within, "not within {within}s: {what}: {outcome:?} {sight:?} {samples:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
-    /// Runs one probe until it fails for this reason, and returns that result.
+    /// Runs one probe until it fails for this reason and says these words, and returns that result.
     pub(crate) async fn until_failed(&self, probe: &str, what: &str, within: u64, reason: Reason, words: &str) -> ProbeResult {
-        let fails = |result: &ProbeResult| result.outcome.as_ref().is_err_and(|failure| failure.reason == reason);
-        let result = self.until(probe, what, within, fails).await;
-        failed(&result, reason, words);
-        result
+        self.until(probe, &format!("{what} ({reason}: {words})"), within, |result| fails(result, reason, words)).await
     }
 }
 
@@ -101,6 +109,11 @@ pub(crate) fn value(result: &ProbeResult, name: &str, label: &str) -> Option<f64
     let found: Vec<f64> = result.samples.iter().filter(fits).map(|sample| sample.value).collect();
     assert!(found.len() < 2, "{name} {label} is there once: {found:?}");
     found.first().copied()
+}
+
+/// Whether the run failed for this reason, and says these words.
+pub(crate) fn fails(result: &ProbeResult, reason: Reason, words: &str) -> bool {
+    result.outcome.as_ref().is_err_and(|failure| failure.reason == reason && failure.detail.contains(words))
 }
 
 /// The run failed for this reason, and says these words.
