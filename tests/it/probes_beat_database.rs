@@ -30,7 +30,8 @@ async fn a_beat_that_keeps_its_schedule_in_the_database_is_seen_to_move_to_hang_
     grants.split(';').for_each(|grant| drop(postgres.ask(grant)));
 
     let usual = watched_for("");
-    let sent = |result: &ProbeResult| value(result, "celery_beat_entry_last_run_timestamp_seconds", "beat test").is_some();
+    let sent =
+        |result: &ProbeResult| result.is_success() && value(result, "celery_beat_entry_last_run_timestamp_seconds", "beat test").is_some();
     let result = usual.until("beat", "it is written that it was sent", 60, sent).await;
     well(&result, true);
     assert_eq!(value(&result, "celery_beat_schedule_stale", ""), Some(0.0));
@@ -42,12 +43,12 @@ async fn a_beat_that_keeps_its_schedule_in_the_database_is_seen_to_move_to_hang_
                  expires, enabled, now() - interval '1 day', total_run_count, date_changed, description, crontab_id, interval_id, solar_id, one_off, \
                  start_time, priority, headers, clocked_id, expire_seconds FROM django_celery_beat_periodictask WHERE name = 'beat test'";
     postgres.ask(never);
-    let result = usual.run("beat").await;
-    failed(&result, Reason::Overdue, "beat sends, but 1 of 2 entries were not sent in time: left out (site.never)");
+    let words = "beat sends, but 1 of 2 entries were not sent in time: left out (site.never)";
+    let result = usual.until_failed("beat", "one is left out", 60, Reason::Overdue, words).await;
     assert_eq!(value(&result, "celery_beat_entry_overdue", "left out"), Some(1.0));
     assert_eq!(value(&result, "celery_beat_entry_overdue", "beat test"), Some(0.0));
     postgres.ask("UPDATE django_celery_beat_periodictask SET enabled = false WHERE name = 'left out'");
-    well(&usual.run("beat").await, true);
+    well(&usual.until("beat", "none is left out", 60, ProbeResult::is_success).await, true);
 
     beat.process.signal("STOP");
     let hasty = watched_for("max_age: 2s");
@@ -59,7 +60,7 @@ async fn a_beat_that_keeps_its_schedule_in_the_database_is_seen_to_move_to_hang_
     // All of it went over the one connection of the database's probe.
     well(&usual.run("db").await, false);
     drop(hasty);
-    eventually("one connection is left", std::time::Duration::from_secs(20), || async {
+    eventually("one connection is left", std::time::Duration::from_secs(60), || async {
         (postgres.ask("SELECT count(*) FROM pg_stat_activity WHERE usename = 'proctor'") == "1").then_some(())
     })
     .await;
@@ -91,7 +92,8 @@ async fn the_same_is_seen_in_mariadb() {
     grants.split(';').for_each(|grant| drop(mariadb.ask(&format!("USE site; {grant}"))));
 
     let usual = watched_for("task: coredata.tasks.beat_test, within: 5m");
-    let sent = |result: &ProbeResult| value(result, "celery_beat_entry_last_run_timestamp_seconds", "beat test").is_some();
+    let sent =
+        |result: &ProbeResult| result.is_success() && value(result, "celery_beat_entry_last_run_timestamp_seconds", "beat test").is_some();
     let result = usual.until("beat", "it is written that it was sent", 60, sent).await;
     well(&result, true);
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("is later").as_secs_f64();
@@ -105,10 +107,10 @@ async fn the_same_is_seen_in_mariadb() {
          UPDATE t SET id = id + 100, name = 'left out', task = 'site.never', last_run_at = utc_timestamp() - INTERVAL 1 DAY; \
          INSERT INTO django_celery_beat_periodictask SELECT * FROM t",
     );
-    let result = usual.run("beat").await;
-    failed(&result, Reason::Overdue, "beat sends, but 1 of 2 entries were not sent in time: left out (site.never)");
+    let words = "beat sends, but 1 of 2 entries were not sent in time: left out (site.never)";
+    usual.until_failed("beat", "one is left out", 60, Reason::Overdue, words).await;
     mariadb.ask("UPDATE site.django_celery_beat_periodictask SET enabled = false WHERE name = 'left out'");
-    well(&usual.run("beat").await, true);
+    well(&usual.until("beat", "none is left out", 60, ProbeResult::is_success).await, true);
 
     beat.process.signal("STOP");
     let hasty = watched_for("max_age: 2s");

@@ -1,13 +1,14 @@
 //! The probe celery against real nodes under `celery multi` and a real RabbitMQ.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use proctor::client::amqp::Properties;
 use proctor::model::{ProbeResult, Reason, Sight};
 
 use super::support::nodes::Nodes;
 use super::support::rabbitmq::Rabbitmq;
-use super::support::watched::{Watched, failed, value, well};
+use super::support::watched::{Watched, failed, fails, value, well};
 
 const QUEUES: [&str; 5] = ["batch", "email", "fast", "photo", "sims"];
 
@@ -36,7 +37,7 @@ fn url(rabbitmq: &Rabbitmq) -> String {
 async fn all_well(watched: &Watched, what: &str) {
     for scheduled in &watched.all {
         let name = scheduled.target.to_string();
-        watched.until(&name, &format!("{what}: {name}"), 90, |result| result.is_success() && result.sight == Sight::Full).await;
+        watched.until(&name, &format!("{what}: {name}"), 180, |result| result.is_success() && result.sight == Sight::Full).await;
     }
 }
 
@@ -69,22 +70,37 @@ async fn each_failure_of_a_queue_has_a_name_of_its_own_while_its_neighbours_stay
     nodes.start(&QUEUES, &[]).await;
     all_well(&watched, "all nodes run").await;
     for name in QUEUES {
-        let result = watched.run(&queue(name)).await;
-        well(&result, true);
-        let seen = |metric: &str| value(&result, metric, name);
-        assert!(seen("celery_queue_canary_seconds").is_some_and(|took| took < 10.0), "{name}: {:?}", result.samples);
-        assert_eq!((seen("celery_queue_up"), seen("celery_queue_backlog")), (Some(1.0), Some(0.0)), "{name}");
-        assert_eq!((seen("celery_active_consumer_count"), seen("celery_active_worker_count")), (Some(1.0), Some(1.0)), "{name}");
-        assert_eq!((seen("celery_active_process_count"), seen("celery_queue_length")), (Some(2.0), Some(0.0)), "{name}");
+        // A look while a task of Proctor's is on its way sees that as well.
+        let idle = |result: &ProbeResult| {
+            let is = |metric: &str, wanted: f64| value(result, metric, name) == Some(wanted);
+            result.is_success()
+                && result.sight == Sight::Full
+                && value(result, "celery_queue_canary_seconds", name).is_some_and(|took| took < 20.0)
+                && (is("celery_queue_up", 1.0) && is("celery_queue_backlog", 0.0))
+                && (is("celery_active_consumer_count", 1.0) && is("celery_active_worker_count", 1.0))
+                && (is("celery_active_process_count", 2.0) && is("celery_queue_length", 0.0))
+        };
+        watched.until(&queue(name), &format!("{name} is idle, and all of it is seen"), 90, idle).await;
     }
     let worker = |name: &str| format!("{name}@{host}");
-    let counted = |result: &ProbeResult| QUEUES.iter().all(|name| value(result, "celery_task_accepted_total", &worker(name)) >= Some(1.0));
-    let result = watched.until("celery", "the canaries are counted", 30, counted).await;
+    let counted = |result: &ProbeResult| {
+        value(result, "celery_events_listening", "") == Some(1.0)
+            && QUEUES.iter().all(|name| value(result, "celery_task_accepted_total", &worker(name)) >= Some(1.0))
+    };
+    let result = watched.until("celery", "the canaries are counted, and events heard", 90, counted).await;
     assert_eq!(value(&result, "celery_nodes", ""), Some(5.0));
     for name in QUEUES {
         assert_eq!(value(&result, "celery_worker_up", &worker(name)), Some(1.0));
     }
     assert_eq!(value(&result, "celery_broker_consumer_timeout_seconds", "default"), Some(1800.0));
+
+    // Of the broker only what is Proctor's: the children of a worker connect when each has its first result.
+    let open = || {
+        let of = |what: &str| rabbitmq.ctl(&[what, "user", "-q", "--no-table-headers"]).lines().filter(|user| *user == "proctor").count();
+        let queues = rabbitmq.ctl(&["list_queues", "name", "-q", "--no-table-headers"]);
+        (of("list_channels"), of("list_connections"), queues.lines().filter(|name| name.starts_with("amq.gen-")).count())
+    };
+    let opened = open();
 
     // One run by hand, as `check_things` of the site: every queue has its line.
     let file = tempfile::NamedTempFile::new().expect("a file can be made");
@@ -97,43 +113,41 @@ async fn each_failure_of_a_queue_has_a_name_of_its_own_while_its_neighbours_stay
         std::process::Command::new(env!("CARGO_BIN_EXE_proctor")).args(["check", "--config"]).arg(file.path()).output().expect("it runs");
     let told = String::from_utf8_lossy(&check.stdout);
     assert!(check.status.success() && QUEUES.iter().all(|name| told.contains(name)), "{told}");
-    let open = || {
-        let of = |what: &str, field: &str| rabbitmq.ctl(&[what, field, "-q", "--no-table-headers"]);
-        let queues = of("list_queues", "name").lines().filter(|name| name.starts_with("amq.gen-")).count();
-        (of("list_channels", "pid").lines().count(), of("list_connections", "pid").lines().count(), queues)
-    };
-    let opened = open();
-
     // Five things at once.
     nodes.python("for i in range(10): slow.apply_async((40, 'SECRET'), queue='batch')");
     nodes.signal_main("email", "STOP");
     nodes.stop(&["fast"]);
     nodes.signal_children("photo", "STOP");
     nodes.control(&["cancel_consumer", "sims", "--destination", &worker("sims")]);
-    let fails = |name: &'static str, reason: Reason, words: &'static str| {
+    let queue_fails = |name: &'static str, reason: Reason, words: &'static str| {
         let watched = &watched;
         async move { watched.until_failed(&queue(name), name, 90, reason, words).await }
     };
-    let result = fails("sims", Reason::NoConsumer, "answers, yet no longer consumes it").await;
+    let result = queue_fails("sims", Reason::NoConsumer, "answers, yet no longer consumes it").await;
     assert_eq!(value(&result, "celery_queue_up", "sims"), Some(0.0));
-    fails("fast", Reason::NoConsumer, "is no longer connected: its process has ended").await;
-    fails("email", Reason::AnswerTimeout, "its main process is frozen").await;
-    let result = fails("photo", Reason::Stalled, "the processes of the pool are frozen").await;
+    queue_fails("fast", Reason::NoConsumer, "is no longer connected: its process has ended").await;
+    queue_fails("email", Reason::AnswerTimeout, "its main process is frozen").await;
+    let result = queue_fails("photo", Reason::Stalled, "the processes of the pool are frozen").await;
     assert!(value(&result, "celery_queue_canary_waiting_seconds", "photo").is_some_and(|age| age >= 5.0));
-    let backlog = |result: &ProbeResult| value(result, "celery_queue_backlog", "batch") == Some(1.0);
+    // What a worker has taken is not counted by the broker: there waits a task of Proctor's at most.
+    let backlog = |result: &ProbeResult| {
+        value(result, "celery_queue_backlog", "batch") == Some(1.0)
+            && value(result, "celery_queue_length", "batch").is_some_and(|waiting| waiting <= 1.0)
+            && value(result, "celery_queue_reserved_tasks", "batch") >= Some(6.0)
+    };
     let result = watched.until(&queue("batch"), "there is a backlog", 60, backlog).await;
     well(&result, true);
-    assert_eq!(value(&result, "celery_queue_length", "batch"), Some(0.0), "what a worker has taken is not counted by the broker");
-    assert!(value(&result, "celery_queue_reserved_tasks", "batch").is_some_and(|waiting| waiting >= 6.0), "{:?}", result.samples);
     assert!(!format!("{result:?}").contains("SECRET"), "arguments of tasks are never kept");
-    let result = watched.run("celery").await;
-    failed(&result, Reason::AnswerTimeout, &format!("email@{host} is connected to the broker and does not answer"));
-    failed(&result, Reason::AnswerTimeout, &format!("fast@{host} is not connected to the broker"));
+    let told = |result: &ProbeResult| {
+        fails(result, Reason::AnswerTimeout, &format!("email@{host} is connected to the broker and does not answer"))
+            && fails(result, Reason::AnswerTimeout, &format!("fast@{host} is not connected to the broker"))
+            && value(result, "celery_worker_oldest_task_seconds", &worker("batch")) > Some(0.0)
+    };
+    let result = watched.until("celery", "of the nodes two are missing", 60, told).await;
     for (name, missing) in [("fast", 1.0), ("email", 1.0)] {
         assert_eq!(value(&result, "celery_worker_missing", &worker(name)), Some(missing), "{name}");
         assert_eq!(value(&result, "celery_worker_up", &worker(name)), Some(0.0), "{name}");
     }
-    assert!(value(&result, "celery_worker_oldest_task_seconds", &worker("batch")).is_some_and(|age| age > 0.0));
     assert!(!format!("{result:?}").contains("SECRET"), "arguments of tasks are never kept");
 
     nodes.signal_main("email", "CONT");
@@ -141,7 +155,16 @@ async fn each_failure_of_a_queue_has_a_name_of_its_own_while_its_neighbours_stay
     nodes.start(&["fast"], &[]).await;
     nodes.control(&["add_consumer", "sims", "--destination", &worker("sims")]);
     all_well(&watched, "all is repaired").await;
-    assert_eq!(open(), opened, "a run opens nothing");
+    // What hung was dropped and is opened anew by the runs that need it.
+    let settled = tokio::time::timeout(Duration::from_secs(120), async {
+        while open() != opened {
+            for scheduled in &watched.all {
+                watched.run(&scheduled.target.to_string()).await;
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    });
+    assert!(settled.await.is_ok(), "a run opens nothing: {:?} where there was {opened:?}", open());
 
     // The broker takes nothing, for want of memory or of disk; then it is killed while tasks are sent.
     for (set, back) in [
@@ -150,7 +173,7 @@ async fn each_failure_of_a_queue_has_a_name_of_its_own_while_its_neighbours_stay
     ] {
         rabbitmq.ctl(&set);
         for name in ["celery".to_owned(), queue("fast")] {
-            let result = watched.until_failed(&name, "the nodes cannot be asked", 30, Reason::Blocked, "low on").await;
+            let result = watched.until_failed(&name, "the nodes cannot be asked", 60, Reason::Blocked, "low on").await;
             assert_eq!(value(&result, "celery_up", ""), Some(0.0));
         }
         rabbitmq.ctl(&back);
@@ -160,7 +183,7 @@ async fn each_failure_of_a_queue_has_a_name_of_its_own_while_its_neighbours_stay
     for round in 0..2 {
         rabbitmq.kill();
         for name in ["celery".to_owned(), queue("fast")] {
-            watched.until_failed(&name, "the broker is gone", 30, Reason::Refused, "127.0.0.1").await;
+            watched.until_failed(&name, "the broker is gone", 60, Reason::Refused, "127.0.0.1").await;
         }
         rabbitmq.relaunch();
         all_well(&watched, &format!("the broker is back, {round}")).await;
@@ -170,30 +193,28 @@ async fn each_failure_of_a_queue_has_a_name_of_its_own_while_its_neighbours_stay
     nodes.stop(&QUEUES);
     nodes.start(&QUEUES, &[]).await;
     all_well(&watched, "all nodes were restarted").await;
-    let result = watched.run("celery").await;
-    for name in QUEUES {
-        assert_eq!(value(&result, "celery_worker_missing", &worker(name)), Some(0.0), "{name}");
-    }
+    let none = |result: &ProbeResult| QUEUES.iter().all(|name| value(result, "celery_worker_missing", &worker(name)) == Some(0.0));
+    watched.until("celery", "no node is missing", 60, none).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_countdown_beyond_the_patience_of_the_broker_is_said_before_it_ends_the_worker() {
-    let Some(rabbitmq) = Rabbitmq::start_with(false, "heartbeat = 2\nconsumer_timeout = 15000\n").await else { return };
+    let Some(rabbitmq) = Rabbitmq::start_with(false, "heartbeat = 2\nconsumer_timeout = 30000\n").await else { return };
     let Some(nodes) = Nodes::of(&url(&rabbitmq), "rpc://") else { return };
     rabbitmq.user("proctor", "/", PERMISSIONS);
-    let watched = probes(&rabbitmq, "proctor", "queues: [email], consumer_timeout: 15s");
+    let watched = probes(&rabbitmq, "proctor", "queues: [email], consumer_timeout: 30s");
     nodes.start(&["email"], &[]).await;
     all_well(&watched, "the node runs").await;
     nodes.python("retrying.apply_async((600,), queue='email')");
     let worker = format!("email@{}", host());
     let held = |result: &ProbeResult| value(result, "celery_worker_scheduled_hold_max_seconds", &worker).is_some_and(|held| held > 500.0);
-    let result = watched.until("celery", "the countdown is seen", 30, held).await;
+    let result = watched.until("celery", "the countdown is seen", 60, held).await;
     well(&result, true);
     // What `CeleryEtaBeyondConsumerTimeout` compares.
-    assert_eq!(value(&result, "celery_broker_consumer_timeout_seconds", "configured"), Some(15.0));
+    assert_eq!(value(&result, "celery_broker_consumer_timeout_seconds", "configured"), Some(30.0));
     assert!(value(&result, "celery_worker_scheduled_eta_max_seconds", &worker).is_some_and(|eta| eta > 500.0));
     assert_eq!(value(&result, "celery_worker_scheduled_tasks", &worker), Some(1.0));
-    watched.until_failed(&queue("email"), "the worker has ended", 90, Reason::NoConsumer, "its process has ended").await;
+    watched.until_failed(&queue("email"), "the worker has ended", 120, Reason::NoConsumer, "its process has ended").await;
     assert!(nodes.log("email").contains("406"), "{}", nodes.log("email"));
 }
 
@@ -213,7 +234,7 @@ async fn without_results_tasks_are_counted_and_ordinary_life_raises_nothing() {
     nodes.start(&["email", "fast"], &["--max-tasks-per-child=2"]).await;
     all_well(&watched, "the nodes run").await;
     for name in ["email", "fast"] {
-        let answered = |result: &ProbeResult| value(result, "celery_queue_canaries_total", "answered") == Some(1.0);
+        let answered = |result: &ProbeResult| value(result, "celery_queue_canaries_total", "answered") >= Some(1.0);
         let result = watched.until(&queue(name), "the count has grown", 60, answered).await;
         assert!(value(&result, "celery_queue_canary_seconds", name).is_some_and(|took| took < 20.0), "{:?}", result.samples);
     }
@@ -234,19 +255,18 @@ async fn without_results_tasks_are_counted_and_ordinary_life_raises_nothing() {
     replaced.await.expect("it was replaced");
     let old = format!("fast@{host}");
     let forgotten = |result: &ProbeResult| value(result, "celery_worker_up", &old).is_none();
-    let result = watched.until("celery", "the old name is forgotten", 30, forgotten).await;
+    let result = watched.until("celery", "the old name is forgotten", 60, forgotten).await;
     well(&result, true);
-    let result = watched.run(&queue("fast")).await;
-    well(&result, true);
-    assert_eq!(value(&result, "celery_queue_consumers_missing", "fast"), Some(0.0));
+    let whole = |result: &ProbeResult| value(result, "celery_queue_consumers_missing", "fast") == Some(0.0);
+    well(&watched.until(&queue("fast"), "the new node consumes", 60, whole).await, true);
 
     // A task that runs for too long beside an idle slot, and then in every slot.
-    nodes.python("slow.apply_async((45,), queue='email')");
+    nodes.python("slow.apply_async((600,), queue='email')");
     let overdue = |number: f64| move |result: &ProbeResult| value(result, "celery_queue_tasks_overdue", "email") == Some(number);
-    well(&watched.until(&queue("email"), "a task is too old", 30, overdue(1.0)).await, true);
-    nodes.python("for i in range(3): slow.apply_async((30,), queue='email')");
+    well(&watched.until(&queue("email"), "a task is too old", 60, overdue(1.0)).await, true);
+    nodes.python("for i in range(3): slow.apply_async((600,), queue='email')");
     let words = "all 2 slots of email@";
-    let result = watched.until_failed(&queue("email"), "all slots hold tasks that are too old", 40, Reason::Saturated, words).await;
+    let result = watched.until_failed(&queue("email"), "all slots hold tasks that are too old", 60, Reason::Saturated, words).await;
     failed(&result, Reason::Saturated, "the oldest, site.slow, for");
     well(&watched.run(&queue("fast")).await, true);
 
@@ -321,7 +341,7 @@ async fn forged_answers_cost_little_and_change_nothing() {
     assert!(result.samples.len() < 1500, "{}", result.samples.len());
     let labels = result.samples.iter().flat_map(|sample| &sample.labels);
     assert!(labels.into_iter().all(|(_, value)| !value.contains(['\n', '"'])), "{:?}", result.samples);
-    failed(&watched.run(&queue("fast")).await, Reason::NoConsumer, "nobody consumes it");
+    watched.until_failed(&queue("fast"), "its queue is judged all the same", 60, Reason::NoConsumer, "nobody consumes it").await;
     drop(watched);
     forged.abort();
 }

@@ -82,7 +82,7 @@ impl Nodes {
     /// Sends a remote-control command, such as `cancel_consumer sims`.
     pub(crate) fn control(&self, arguments: &[&str]) {
         let mut command = self.command("bin/celery");
-        command.args(["--app", "queues", "control", "--timeout", "5"]).args(arguments);
+        command.args(["--app", "queues", "control", "--timeout", "30"]).args(arguments);
         run(command);
     }
 

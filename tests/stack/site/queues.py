@@ -28,9 +28,9 @@ def slow(seconds, word=None):
     time.sleep(seconds)
 
 
-@app.task(name="site.retrying", bind=True, max_retries=144)
-def retrying(self, countdown):
-    raise self.retry(countdown=countdown)
+@app.task(name="site.retrying", bind=True)
+def retrying(self, countdown, most=144):
+    raise self.retry(countdown=countdown, max_retries=most)
 
 
 @app.task(name="site.failing")
