@@ -199,7 +199,7 @@ async fn each_failure_of_a_queue_has_a_name_of_its_own_while_its_neighbours_stay
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_countdown_beyond_the_patience_of_the_broker_is_said_before_it_ends_the_worker() {
-    let Some(rabbitmq) = Rabbitmq::start_with(false, "heartbeat = 2\nconsumer_timeout = 30000\n").await else { return };
+    let Some(rabbitmq) = Rabbitmq::start_with(false, "heartbeat = 60\nconsumer_timeout = 30000\n").await else { return };
     let Some(nodes) = Nodes::of(&url(&rabbitmq), "rpc://") else { return };
     rabbitmq.user("proctor", "/", PERMISSIONS);
     let watched = probes(&rabbitmq, "proctor", "queues: [email], consumer_timeout: 30s");
@@ -220,7 +220,8 @@ async fn a_countdown_beyond_the_patience_of_the_broker_is_said_before_it_ends_th
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_results_tasks_are_counted_and_ordinary_life_raises_nothing() {
-    let Some(rabbitmq) = Rabbitmq::start(false).await else { return };
+    // With heartbeats as RabbitMQ has them: with short ones a busy machine loses connections.
+    let Some(rabbitmq) = Rabbitmq::start_with(false, "heartbeat = 60\n").await else { return };
     let Some(nodes) = Nodes::of(&url(&rabbitmq), "cache+memory://") else { return };
     rabbitmq.user("proctor", "/", PERMISSIONS);
     rabbitmq.user("poor", "/", ["^$", "^$", "^$"]);
