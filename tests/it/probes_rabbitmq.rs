@@ -239,7 +239,7 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
         std::process::Command::new(env!("CARGO_BIN_EXE_proctor")).arg("check").arg("--config").arg(&file).output().expect("it runs");
     assert!(check.status.success(), "{}", String::from_utf8_lossy(&check.stdout));
 
-    // What was opened first still stands, over many heartbeats of 2 s.
+    // What was opened first still stands, over many heartbeats of 5 s.
     assert!(standing.ended().is_none());
 
     // It says goodbye: an end without it is a warning in the broker's log.

@@ -39,7 +39,7 @@ pub(crate) struct Rabbitmq {
 impl Rabbitmq {
     /// Starts it on free ports, with both plugins or without any, and waits until it is up.
     pub(crate) async fn start(plugins: bool) -> Option<Self> {
-        Self::start_with(plugins, "heartbeat = 2\n").await
+        Self::start_with(plugins, "heartbeat = 5\n").await
     }
 
     /// Starts it with these lines at the end of `rabbitmq.conf`.
