@@ -66,12 +66,15 @@ pub fn ways(config: &Config) -> Ways {
     }
 }
 
-/// Says how long an alert that a probe fails may take to fire: the longest `for` of the rules that read its success, plus
-/// one interval. Other rules about it may take an hour, and its children do not wait for those.
+/// Says how long after a child's an alert that a probe fails may take to fire: until it is asked, its own interval; then
+/// the longest `for` of the rules that read its success, plus one interval of theirs. Other rules about it may take an
+/// hour, and its children do not wait for those.
 pub(super) fn patience(loaded: &Loaded, scheduled: &[Scheduled]) -> Patience {
-    let mut ups: BTreeMap<String, BTreeSet<&'static str>> = BTreeMap::new();
+    let mut ups: BTreeMap<String, (BTreeSet<&'static str>, Duration)> = BTreeMap::new();
     for one in scheduled {
-        ups.entry(one.target.probe.to_string()).or_default().extend(one.probe.up().map(|family| family.name));
+        let (names, interval) = ups.entry(one.target.probe.to_string()).or_default();
+        names.extend(one.probe.up().map(|family| family.name));
+        *interval = one.target.interval.max(*interval);
     }
     let rules = loaded.rules.iter().flat_map(|group| group.rules.iter().map(move |rule| (group.interval, rule)));
     let alerting = rules.filter_map(|(interval, rule)| match &rule.kind {
@@ -84,7 +87,8 @@ pub(super) fn patience(loaded: &Loaded, scheduled: &[Scheduled]) -> Patience {
         alerting.iter().filter(|(names, _)| reads(names)).map(|(_, takes)| *takes).max()
     };
     let least = loaded.config.rules.interval;
-    let each: BTreeMap<String, Duration> = ups.iter().map(|(probe, ups)| (probe.clone(), about(ups).unwrap_or(least))).collect();
+    let takes = |(ups, interval): &(BTreeSet<&str>, Duration)| about(ups).unwrap_or(least) + *interval;
+    let each: BTreeMap<String, Duration> = ups.iter().map(|(probe, of)| (probe.clone(), takes(of))).collect();
     Arc::new(move |probe| each.get(probe).copied().unwrap_or(least))
 }
 

@@ -48,7 +48,7 @@ pub struct Failing {
     pub since: Timestamp,
     /// Whether it has an alert that fires: then that alert tells its children.
     pub firing: bool,
-    /// How long an alert of its own may take to fire: the longest `for` of the rules about it plus one interval.
+    /// How long an alert of its own may take to fire: its interval, the longest `for` of the rules about it, and theirs.
     pub patience: Duration,
 }
 
@@ -178,8 +178,8 @@ fn cycles(parents: &BTreeMap<String, Vec<String>>) -> Vec<Vec<String>> {
 
 /// Finds the probes that fail: the newest result of a target failed, or an alert is pending or firing.
 ///
-/// `patience` says how long an alert about a probe may take to fire: the longest `for` of the rules about it plus one
-/// interval.
+/// `patience` says how long an alert about a probe may take to fire: its interval, the longest `for` of the rules about
+/// it, and their interval.
 pub fn failing<'a>(
     targets: impl IntoIterator<Item = &'a Latest>,
     alerts: impl IntoIterator<Item = &'a Alert>,

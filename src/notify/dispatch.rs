@@ -102,7 +102,7 @@ pub struct Wiring {
     pub actions: Arc<dyn Fn() -> Vec<OwnAction> + Send + Sync>,
     /// What will be done about an alert if it goes on, one line per action; moments are written by the function.
     pub announce: Announce,
-    /// How long an alert about a probe may take to fire: the longest `for` of the rules about it plus one interval.
+    /// How long an alert about a probe may take to fire: its interval, the longest `for` of the rules about it, and theirs.
     pub patience: Arc<dyn Fn(&str) -> Duration + Send + Sync>,
     /// Whether systemd is still starting the host; nothing where there is none.
     pub systemd_starting: Arc<dyn Fn() -> Option<bool> + Send + Sync>,
