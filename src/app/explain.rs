@@ -115,7 +115,7 @@ impl App {
     }
 
     fn explain_one(&self, alert: &Alert, rule: &Named<'_>, now: Timestamp, rows: &mut Vec<String>) {
-        let ago = |at: Timestamp| ago(at, now);
+        let ago = |at: Timestamp| at.ago(now);
         rows.push(format!("{} {}", alert.name(), place(alert)));
         if let Some(probe) = alert.probe() {
             let failing = self.snapshot.all().into_iter().filter(|latest| &*latest.target.probe == probe).filter_map(|latest| {
@@ -178,10 +178,10 @@ impl App {
 
     fn explain_mails(&self, key: &str, next: Option<Timestamp>, now: Timestamp, rows: &mut Vec<String>) {
         match self.store.get::<Notified>(key) {
-            Some(entry) if entry.observed => rows.push(format!("  5. Only observed, last {}: notify.mode is observe.", ago(entry.at, now))),
-            Some(entry) if entry.quiet => rows.push(format!("  5. It was told in the mail of the first look, {}.", ago(entry.at, now))),
+            Some(entry) if entry.observed => rows.push(format!("  5. Only observed, last {}: notify.mode is observe.", entry.at.ago(now))),
+            Some(entry) if entry.quiet => rows.push(format!("  5. It was told in the mail of the first look, {}.", entry.at.ago(now))),
             Some(entry) => {
-                rows.push(format!("  5. Last mailed {} ({}), mail {} of its thread.", entry.at, ago(entry.at, now), entry.thread.sequence))
+                rows.push(format!("  5. Last mailed {} ({}), mail {} of its thread.", entry.at, entry.at.ago(now), entry.thread.sequence))
             }
             None => rows.push("  5. Nothing was mailed of it yet.".to_owned()),
         }
@@ -231,7 +231,7 @@ impl App {
         let mut past: Vec<Alert> = self.alerts.all().into_iter().filter(|alert| alert.name() == name).collect();
         past.sort_by_key(|alert| alert.resolved_at);
         for alert in past.iter().rev().take(MAX_ALERTS) {
-            let end = alert.resolved_at.map(|at| format!("{at} ({})", ago(at, now))).unwrap_or_default();
+            let end = alert.resolved_at.map(|at| format!("{at} ({})", at.ago(now))).unwrap_or_default();
             rows.push(format!("It was true from {} to {end}: {}", alert.active_at, place(alert)));
             rows.push(match alert.fired_at {
                 Some(at) => format!("  It fired from {at}."),
@@ -267,11 +267,6 @@ fn channel(of: &Channel) -> String {
         Channel::Email { to } => to.clone(),
         Channel::Webhook { name } => format!("the webhook {name}"),
     }
-}
-
-fn ago(at: Timestamp, now: Timestamp) -> String {
-    let since = std::time::Duration::from_secs(now.since(at).as_secs());
-    if since.is_zero() { "now".to_owned() } else { format!("{} ago", crate::model::duration::print_measured(since)) }
 }
 
 /// Keeps the indent, and makes one clean line of the rest.

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::Exit;
 use crate::app::{self, Source};
 use crate::changes::Changes;
+use crate::client::amqp::{first_told, waits_for_another};
 use crate::client::net::chain;
 use crate::metrics::Metrics;
 use crate::model::decode::unknown;
@@ -125,19 +126,13 @@ impl Row {
 
 /// Finds those that fail because a probe that they depend on does: what is wrong is then said once, there.
 fn refer(rows: &mut [Row], scheduled: &[Scheduled]) {
-    // What a shared connection said a moment ago is given again, with how long ago that was.
-    let core = |detail: &str| {
-        let again = detail.find("; the next attempt").and_then(|at| detail[..at].rfind(" ("));
-        detail[..again.unwrap_or(detail.len())].to_owned()
-    };
-    let waits = |detail: &str| detail.contains("another probe's attempt");
     let failed: Vec<(String, &str, String)> =
-        rows.iter().filter_map(|row| Some((row.name.clone(), row.reason?, core(row.detail.as_deref()?)))).collect();
+        rows.iter().filter_map(|row| Some((row.name.clone(), row.reason?, first_told(row.detail.as_deref()?).to_owned()))).collect();
     for (row, one) in rows.iter_mut().zip(scheduled) {
         let (Some(reason), Some(detail)) = (row.reason, row.detail.as_deref()) else { continue };
-        let own = core(detail);
+        let own = first_told(detail);
         let same = |(root, of, said): &&(String, &str, String)| {
-            let texts = said.starts_with(&own) || own.starts_with(said) || waits(detail);
+            let texts = said.starts_with(own) || own.starts_with(said) || waits_for_another(detail);
             one.target.depends_on.iter().any(|parent| **parent == **root) && *of == reason && texts
         };
         row.see = failed.iter().find(same).map(|(root, ..)| root.clone());

@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::duration::print_measured;
+
 /// A moment in milliseconds since the Unix epoch: the resolution of Prometheus.
 ///
 /// Nothing in `model` reads a clock; `now` comes from [`crate::tasks::now`] once per tick and is handed on.
@@ -27,6 +29,12 @@ impl Timestamp {
     /// Returns how long after `earlier` this is; zero where it is not after.
     pub fn since(self, earlier: Self) -> Duration {
         Duration::from_millis(u64::try_from(self.0.saturating_sub(earlier.0)).unwrap_or(0))
+    }
+
+    /// Says for people how long ago this was, in whole seconds: `just now`, `41s ago`.
+    pub fn ago(self, now: Self) -> String {
+        let since = Duration::from_secs(now.since(self).as_secs());
+        if since.is_zero() { "just now".to_owned() } else { format!("{} ago", print_measured(since)) }
     }
 
     /// Returns the same moment for formatting with time zones; the epoch where it is out of jiff's range.

@@ -44,11 +44,6 @@ pub trait Probe: Send + Sync {
     /// Asks once. The recorder takes what is measured; a failure is data, not an error of the program.
     fn run<'a>(&'a self, rec: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>>;
 
-    /// Says what this probe reads and needs, without connecting: for `config check` and the first look.
-    fn sight(&self) -> Sight {
-        Sight::Full
-    }
-
     /// Takes the state, for what this probe must know over a restart; called once, before the first run, and not where
     /// there is no state (`proctor check`).
     fn remember(&mut self, _target: &Target, _store: &Store) {}

@@ -86,6 +86,21 @@ pub const DIRECT_REPLY: &str = "amq.rabbitmq.reply-to";
 pub const BACKOFF_MAX: Duration = Duration::from_secs(4);
 const BACKOFF_MIN: Duration = Duration::from_millis(250);
 
+/// What is waited for while another probe connects, and the end of an error that is given again.
+const OTHERS_ATTEMPT: &str = "waiting for another probe's attempt to connect";
+const NEXT_ATTEMPT: &str = "the next attempt is due soon";
+
+/// Says whether a probe that tells this came to nothing because it waited for another one's attempt to connect.
+pub fn waits_for_another(told: &str) -> bool {
+    told.contains(OTHERS_ATTEMPT)
+}
+
+/// Cuts off how long ago an attempt failed whose error was given again.
+pub fn first_told(told: &str) -> &str {
+    let again = told.find(NEXT_ATTEMPT).and_then(|at| told[..at].rfind(" ("));
+    &told[..again.unwrap_or(told.len())]
+}
+
 /// Takes what is waited for, and the reason to give if it does not come.
 pub type Told<'a> = &'a mut (dyn FnMut(Reason, String) + Send);
 
@@ -161,7 +176,7 @@ pub enum AmqpError {
     #[error("the connection was ended by Proctor itself")]
     Ended,
     /// An attempt to connect failed a moment ago, and the next is not due.
-    #[error("{error} ({} ago; the next attempt is due soon)", print_measured(*.since))]
+    #[error("{error} ({} ago; {NEXT_ATTEMPT})", print_measured(*.since))]
     Again {
         /// What failed.
         error: Box<AmqpError>,
@@ -287,7 +302,7 @@ impl Broker {
 
     async fn link(&self, slot: &Mutex<Slot>, name: &'static str, told: Told<'_>) -> Result<Link, AmqpError> {
         let settings = &self.0.settings;
-        told(Reason::AnswerTimeout, format!("{}: waiting for another probe's attempt to connect", settings.endpoint));
+        told(Reason::AnswerTimeout, format!("{}: {OTHERS_ATTEMPT}", settings.endpoint));
         let mut slot = slot.lock().await;
         if let Some(link) = slot.link.as_ref().filter(|link| link.ended().is_none()) {
             told(Reason::AnswerTimeout, format!("{}: waiting for an answer", settings.endpoint));
@@ -326,5 +341,19 @@ impl Settings {
             None => Ok(Secret::new(self.username.clone())),
             Some(path) => secret::read(path).map_err(|error| AmqpError::Secret(chain(&error))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_shared_connection_gives_again_is_known_as_that() {
+        let error = Box::new(AmqpError::Closed { during: "connection.open", code: 403, text: "no (such) user".to_owned() });
+        let again = AmqpError::Again { error: error.clone(), since: Duration::from_millis(300) };
+        assert_eq!(first_told(&again.to_string()), error.to_string());
+        assert_eq!(first_told(&error.to_string()), error.to_string());
+        assert!(!waits_for_another(&again.to_string()) && waits_for_another(&format!("rabbit:5672: {OTHERS_ATTEMPT}")));
     }
 }

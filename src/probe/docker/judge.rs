@@ -1,6 +1,6 @@
 //! What the state of a container means: whether it stands, was stopped by order, or died. Pure.
 
-use super::ledger::{Death, ago};
+use super::ledger::Death;
 use crate::client::docker::{Container, Service};
 use crate::model::Timestamp;
 use crate::model::duration::print_measured;
@@ -76,7 +76,7 @@ impl Seen {
     pub fn told(&self, now: Timestamp) -> String {
         let container = &self.container;
         let name = shown_name(container);
-        let ended = container.finished_at.map_or_else(String::new, |at| format!(" {}", ago(at, now)));
+        let ended = container.finished_at.map_or_else(String::new, |at| format!(" {}", at.ago(now)));
         let code = format!("exit code {}{}", container.exit_code, self.memory());
         match self.standing() {
             Standing::Well | Standing::Done => format!("{name} is well"),

@@ -10,7 +10,6 @@ use std::time::Duration;
 use crate::changes::{Change, Kind};
 use crate::client::docker::{Action, Event, Service};
 use crate::model::Timestamp;
-use crate::model::duration::print_measured;
 
 /// How long after an event it is judged what it means: `stop` comes some milliseconds after `die`.
 pub(super) const SETTLE: Duration = Duration::from_millis(150);
@@ -276,11 +275,6 @@ impl Ledger {
 fn subject(service: &Service, name: &str) -> String {
     let own = service.project.is_empty() && service.name == name;
     if own { format!("container {name}") } else { format!("container {name} of {service}") }
-}
-
-/// Says how long ago an end was.
-pub(super) fn ago(at: Timestamp, now: Timestamp) -> String {
-    format!("{} ago", print_measured(now.since(at)))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use procfs::process::MountInfo;
 use tokio::time::timeout;
 
 use super::grower::Growers;
-use crate::model::{Failure, Family, Reason, Sight};
+use crate::model::{Failure, Family, Reason};
 use crate::probe::{Looking, Probe, Recorder};
 
 static AVAILABLE: Family = Family::gauge("node_filesystem_avail_bytes", "Bytes that users without privileges may still write");
@@ -127,10 +127,6 @@ impl Disks {
 impl Probe for Disks {
     fn run<'a>(&'a self, rec: &'a mut Recorder) -> BoxFuture<'a, Result<(), Failure>> {
         self.ask(rec).boxed()
-    }
-
-    fn sight(&self) -> Sight {
-        Sight::Full
     }
 }
 
