@@ -6,6 +6,7 @@ pub(crate) mod elasticsearch;
 pub(crate) mod gunicorn;
 pub(crate) mod hostile;
 pub(crate) mod memcached;
+pub(crate) mod network;
 pub(crate) mod nginx;
 pub(crate) mod nodes;
 pub(crate) mod process;
