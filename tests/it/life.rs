@@ -3,6 +3,7 @@
 mod check;
 mod container;
 mod recipes;
+mod services;
 
 use std::path::Path;
 use std::process::Command;

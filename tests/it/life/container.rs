@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use super::{House, RULES, half_of_uptime, notify, stack};
+use crate::support::network::Network;
 use crate::support::process::{eventually, free_port};
 use crate::support::smtp::Sink;
 
@@ -89,6 +90,23 @@ impl Host {
         all.extend(arguments);
         let output = tokio::task::block_in_place(|| self.docker(&all));
         (String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr)).trim().to_owned()
+    }
+
+    /// The network in it, where services of this host can be started too.
+    pub(super) fn network(&self) -> Network {
+        let output = self.docker(&["inspect", "-f", "{{.State.Pid}}", &self.name]);
+        Network::of(String::from_utf8_lossy(&output.stdout).trim().parse().expect("it runs"))
+    }
+
+    /// Its name in docker.
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Reads the metrics of a Proctor in it, at the usual port.
+    pub(super) fn metrics(&self) -> String {
+        let ask = "exec 3<>/dev/tcp/127.0.0.1/9797; printf 'GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3; cat <&3";
+        self.run(&["bash", "-c", ask])
     }
 
     pub(super) fn show(&self, property: &str) -> String {
@@ -324,24 +342,22 @@ async fn under_the_rendered_unit_probes_see_what_config_check_says_that_they_see
             .await;
     }
     // What was said to be seen is seen, and well.
-    let metrics = || {
-        let ask = "exec 3<>/dev/tcp/127.0.0.1/9797; printf 'GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3; cat <&3";
-        host.run(&["bash", "-c", ask])
-    };
-    let well = |probe: &str, metrics: &str| {
-        let of = format!("probe_success{{probe=\"{probe}\"");
-        let mut lines = metrics.lines().filter(|line| line.starts_with(&of)).peekable();
-        lines.peek().is_some() && lines.all(|line| line.ends_with(" 1"))
-    };
     for probe in ["units", "page", "web", "bus", "dump", "job", "machine", "report"] {
         let seen = || async {
-            let metrics = metrics();
-            well(probe, &metrics).then_some(metrics)
+            let metrics = host.metrics();
+            is_well(probe, &metrics).then_some(metrics)
         };
         let metrics = eventually(&format!("{probe} is well: {}", journal()), MINUTE, seen).await;
         let partial = metrics.lines().any(|line| line.starts_with(&format!("probe_sight_info{{probe=\"{probe}\"")));
         assert_eq!(partial, probe == "web", "{probe}: {metrics}");
     }
+}
+
+/// Says whether all targets of a probe are well.
+pub(super) fn is_well(probe: &str, metrics: &str) -> bool {
+    let of = format!("probe_success{{probe=\"{probe}\"");
+    let mut lines = metrics.lines().filter(|line| line.starts_with(&of)).peekable();
+    lines.peek().is_some() && lines.all(|line| line.ends_with(" 1"))
 }
 
 #[test]
