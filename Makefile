@@ -3,7 +3,7 @@
 CARGO ?= cargo
 export PROCTOR_STACK ?= /tmp/proctor-stack
 
-.PHONY: run demo test bench test-slow deb image lint promtool3-verdicts dashboards docs
+.PHONY: run demo test bench test-slow fuzz deb image lint promtool3-verdicts dashboards docs
 
 ## Builds Proctor and starts it with nothing configured: it looks at the host and watches what it finds.
 run:
@@ -46,17 +46,22 @@ image:
 	tar -c -C target/release proctor -C $(CURDIR)/deploy Dockerfile | docker build --build-arg BASE=$(BASE) -t proctor -
 
 CASES ?= 20000
-## What is too slow for every change: hostile input for every parser of ours in many cases (CASES), a soak (SOAK_MINUTES,
-## default 5), and an ordinary hour of a site that may give no mail (ten minutes).
+## What is too slow for every change: hostile input for every parser of ours, in many cases (CASES) and by fuzzing
+## (FUZZ_SECONDS for each), a soak (SOAK_MINUTES, default 5), and an ordinary hour of a site that may give no mail (ten minutes).
 test-slow:
 	tests/stack/stack install
 	tests/stack/stack slow-install
 	PROPTEST_CASES=$(CASES) REQUIRE_SERVICES=1 $(CARGO) test --locked --lib
 	$(CARGO) test --locked --lib -- --ignored --nocapture
 	PROPTEST_CASES=$(CASES) $(CARGO) test --locked --test it -- hostile_text promql::no_ mail::whatever_the_texts probes_broker::no_
+	fuzz/run
 	$(MAKE) deb
 	@set -e; trap 'tests/stack/stack stop' EXIT; tests/stack/stack start; \
 	REQUIRE_SERVICES=1 $(CARGO) test --locked --test it -- --ignored --nocapture
+
+## Runs the fuzz targets TARGETS, without them all, each for FUZZ_SECONDS (30) from where it stopped the last time.
+fuzz:
+	fuzz/run $(TARGETS)
 
 ## Writes the JSON of the dashboards from dashboards/dashboards.yml.
 dashboards:

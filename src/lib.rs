@@ -23,7 +23,7 @@
 //!
 //! | floor | rooms |
 //! |---|---|
-//! | 1 | `model` `metrics` `tasks` |
+//! | 1 | `model` `metrics` `tasks` `fuzzing` |
 //! | 2 | `client` `window` `snapshot` `changes` `alerts` `store` |
 //! | 3 | `mute` |
 //! | 4 | `probe` `promql` `notify` `remediate` |
@@ -44,6 +44,7 @@
 //! | `src/model` | labels, sample, probe result and reason, alert, attempt and outcome, problem with position, YAML tree and its decoding, durations, secret, one line of any text: plain types, no I/O, no clock |
 //! | `src/metrics.rs` | every `proctor_*` metric: name, help, labels; the only place that registers one |
 //! | `src/tasks.rs` | the clock, named supervised tasks and whether their loops come round, the staged stop |
+//! | `src/fuzzing.rs` | the parsers that are private, for `fuzz`; in no build but that |
 //! | `src/client` | thin bounded clients that several rooms share: net (resolve, connect, TLS by phases), reach (which hosts were reached), http, amqp, sql (one standing connection to a database), docker, systemd, smtp, sock_diag and process (sockets of this host and who holds them), program (runs one), secret files |
 //! | `src/window.rs` | the last samples of every series, in memory, as long as the loaded rules look back |
 //! | `src/snapshot.rs` | the newest result of every target, with its age, already rendered |
@@ -74,6 +75,7 @@
 //! | `deploy` | the commented example configurations; the unit, user and folders of an installation; what other tools read of ours (docker, compose, Prometheus, Alertmanager, Grafana) |
 //! | `deploy/demo` | `make demo`: breaks a real site, shows what Proctor says and does |
 //! | `docs/life.md` | for people who run it: start, stop, reload, watchdog, heartbeat, exit codes |
+//! | `fuzz` | a fuzz target for every parser of ours, with what each begins with |
 //! | `tests/it` | one integration binary against real services |
 //! | `tests/stack` | installs and starts the real services |
 //!
@@ -122,6 +124,8 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod discover;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 pub mod metrics;
 pub mod model;
 pub mod mute;

@@ -70,6 +70,14 @@ fn change(line: &str, zone: &TimeZone) -> Option<Change> {
     Some(Change { at: Timestamp(at.as_millisecond()), kind: Kind::Upgraded, subject: format!("package {package}"), detail })
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// A line of `dpkg.log`.
+    pub fn package(line: &str) {
+        change(line, &TimeZone::UTC);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Write;

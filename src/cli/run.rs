@@ -315,3 +315,13 @@ fn ignored_signals() -> u64 {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or_default()
 }
+
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// The checks that a job prints.
+    pub fn checks(bytes: &[u8]) {
+        let mut ended = Ended::default();
+        take_checks(bytes, &mut ended);
+        assert!(ended.output.is_empty() || ended.exit_code != 0);
+    }
+}

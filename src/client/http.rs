@@ -418,6 +418,20 @@ pub async fn exchange_piecewise(stream: Stream, request: &Request, take: &mut Ta
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// All that an HTTP server says.
+    pub fn http(bytes: &[u8]) {
+        const MOST: usize = 4096;
+        let request = Request::get(Url::parse("http://127.0.0.1/").expect("is one"));
+        crate::fuzzing::answered(bytes, async |stream| {
+            if let Ok(answer) = exchange(Stream::Unix(stream), &request, MOST, &mut Seen::default()).await {
+                assert!(answer.body.len() <= MOST);
+            }
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

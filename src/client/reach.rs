@@ -146,6 +146,16 @@ fn silent(routes: &str, arp: &str) -> Option<String> {
     if all.iter().all(is_silent) { all.first().map(ToString::to_string) } else { None }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// What the kernel says of gateways: routes, a line of `%`, neighbours.
+    pub fn gateways(bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
+        let (routes, arp) = text.split_once("\n%\n").unwrap_or((&text, &text));
+        silent(routes, arp);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

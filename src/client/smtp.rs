@@ -633,5 +633,23 @@ pub(super) fn base64(bytes: &[u8]) -> String {
     text
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// Replies of a relay.
+    pub fn smtp(bytes: &[u8]) {
+        crate::fuzzing::answered(bytes, async |stream| {
+            let limits = Limits::default();
+            let deadline = Instant::now() + limits.session;
+            let stream = Some(Stream::Unix(stream));
+            let mut dialogue = Dialogue { stream, buffer: Vec::new(), transcript: Vec::new(), limits, deadline, stage: Stage::Mail };
+            while let Ok(reply) = dialogue.reply(limits.command).await {
+                assert!((200..600).contains(&reply.code) && reply.text.iter().all(|line| !line.contains(char::is_control)));
+                assert!(dialogue.buffer.len() <= 2 * limits.line + 24);
+                offers(&reply.text, "STARTTLS");
+            }
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -337,6 +337,21 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..at + 4)?.try_into().ok().map(u32::from_ne_bytes)
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// What the kernel says of sockets.
+    pub fn sock_diag(bytes: &[u8]) {
+        let row = |row: &[u8]| {
+            inet_row(row);
+            pair_row(row);
+            sending_row(row);
+            unix_row(row);
+        };
+        row(bytes);
+        drop(reply(bytes, &mut |bytes| row(bytes)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

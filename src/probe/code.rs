@@ -212,6 +212,14 @@ fn running(patterns: &[regex::Regex]) -> Vec<Running> {
     found.into_iter().filter_map(holds).collect()
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// A line of git's log.
+    pub fn git_log(line: &str) {
+        entry(line);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

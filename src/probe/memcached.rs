@@ -394,6 +394,21 @@ impl Talk {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// An answer of memcached to `stats`.
+    pub fn memcached(bytes: &[u8]) {
+        let address = Endpoint::parse("127.0.0.1:11211").expect("is an address");
+        let stats = crate::fuzzing::answered(bytes, async |stream| Talk::new(Stream::Unix(stream)).stats(&address, "stats").await);
+        let Ok(stats) = stats else { return };
+        assert!(stats.iter().all(|(name, value)| !name.contains([' ', '\n']) && !value.contains('\n')));
+        let config = MemcachedConfig { address, canary: false };
+        let (runs, started) = (AtomicU64::new(0), AtomicU64::new(9));
+        let memcached = Memcached { config, key: String::new(), runs, started, changes: Changes::default(), standing: Arc::default() };
+        memcached.record(&mut Recorder::default(), &stats);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::strategy::Strategy as _;

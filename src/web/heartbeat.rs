@@ -106,6 +106,17 @@ fn ended_of(is_json: bool, bytes: &[u8], fails: bool) -> Result<Ended, String> {
     Ok(ended)
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// A report of a job.
+    pub fn report(bytes: &[u8]) {
+        for fails in [false, true] {
+            assert!(ended_of(true, bytes, fails).map_or(true, |ended| !fails || ended.exit_code != 0));
+            assert!(ended_of(false, bytes, fails).is_ok(), "any text is a report");
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -335,6 +335,16 @@ fn accepts_gzip(accept: &str) -> bool {
     })
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// `Accept`, `Accept-Encoding` and `Host` of a reader.
+    pub fn headers(text: &str) {
+        negotiate(text);
+        accepts_gzip(text);
+        origin::is_ours(text, &["status.example.org".to_owned()].into());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

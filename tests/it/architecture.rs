@@ -146,3 +146,28 @@ fn everything_that_is_waited_for_or_counted_has_its_own_words() {
         assert!(!words.iter().any(|word| name.contains(word)), "{} has a name that says nothing", file.display());
     }
 }
+
+#[test]
+fn every_parser_that_is_handed_out_has_a_fuzz_target_and_every_target_is_built_and_has_something_to_begin_with() {
+    let (mut sources, mut targets) = (Vec::new(), Vec::new());
+    rust_files(&root().join("src"), &mut sources);
+    rust_files(&root().join("fuzz/targets"), &mut targets);
+    let read = |path: &PathBuf| std::fs::read_to_string(path).expect("a file of the tree");
+    let all: String = targets.iter().map(read).collect();
+    for file in sources {
+        let text = read(&file);
+        let Some((_, own)) = text.split_once("impl crate::fuzzing::Parsers {") else { continue };
+        let own = own.split("\n}").next().expect("its end");
+        for name in own.split("pub fn ").skip(1).filter_map(|rest| rest.split('(').next()) {
+            assert!(all.contains(&format!("Parsers::{name}(")), "{}: {name} is called by no target in fuzz/targets", file.display());
+        }
+    }
+    let manifest = read(&root().join("fuzz/Cargo.toml"));
+    for target in targets {
+        let name = target.file_stem().expect("a name").to_string_lossy();
+        assert!(manifest.contains(&format!("path = \"targets/{name}.rs\"")), "{name} is not in fuzz/Cargo.toml");
+        // These begin with files that are no copies: fuzz/run.
+        let begins = matches!(&*name, "config" | "rules") || root().join("fuzz/seeds").join(&*name).is_dir();
+        assert!(begins, "fuzz/seeds/{name} is missing");
+    }
+}

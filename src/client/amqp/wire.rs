@@ -476,6 +476,19 @@ pub(super) fn publish(channel: u16, exchange: &str, key: &str, properties: &Prop
     out
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// Frames of a broker.
+    pub fn amqp(bytes: &[u8]) {
+        let mut buffer = BytesMut::from(bytes);
+        let mut left = buffer.len();
+        while let Ok(Some(_)) = take_frame(&mut buffer) {
+            assert!(buffer.len() < left, "a frame has at least its own bytes");
+            left = buffer.len();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

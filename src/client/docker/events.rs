@@ -157,6 +157,16 @@ impl Api<'_> {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// Events of docker, one a line.
+    pub fn docker_events(bytes: &[u8]) {
+        for told in bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Told>(line).ok()) {
+            Event::from(told).at();
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

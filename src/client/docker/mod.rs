@@ -425,6 +425,16 @@ pub fn explain(error: &DockerError) -> String {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// What docker says of containers: its list, one of them, how long it has been up.
+    pub fn docker(bytes: &[u8]) {
+        drop(serde_json::from_slice::<Vec<container::Summary>>(bytes).map(|all| all.into_iter().map(Listed::from).collect::<Vec<_>>()));
+        drop(serde_json::from_slice::<container::Inspected>(bytes).map(Container::from));
+        up_for(&String::from_utf8_lossy(bytes));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

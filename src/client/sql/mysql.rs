@@ -172,6 +172,31 @@ fn meaning(code: u16) -> (Reason, &'static str) {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// All that a MySQL says, from its greeting on.
+    pub fn mysql(bytes: &[u8]) {
+        let settings = Settings {
+            dialect: super::Dialect::Mysql,
+            endpoint: crate::client::net::Endpoint::Unix("/run/mysqld.sock".into()),
+            tls: None,
+            database: "site".to_owned(),
+            username: "proctor".to_owned(),
+            password_file: None,
+            statement_timeout: std::time::Duration::from_secs(2),
+        };
+        drop(refused(bytes, false));
+        crate::fuzzing::answered(bytes, async |stream| {
+            let password = Secret::new("secret".to_owned());
+            let Ok((mut conn, _)) = Conn::new(Stream::Unix(stream), &settings, Some(&password)).await else { return };
+            for _ in 0..3 {
+                let Ok(rows) = conn.ask(&Question::Theirs { sql: "SELECT 1".to_owned(), rows: 10 }).await else { continue };
+                assert!(rows.rows.len() <= MAX_ROWS + 1 && rows.columns.len() <= MAX_COLUMNS);
+            }
+        });
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

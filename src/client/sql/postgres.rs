@@ -273,6 +273,32 @@ impl AsyncWrite for Bounded {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// All that a PostgreSQL says, from its answer to the login on.
+    pub fn postgres(bytes: &[u8]) {
+        let settings = Settings {
+            dialect: super::Dialect::Postgres,
+            endpoint: Endpoint::Unix("/run/postgresql".into()),
+            tls: None,
+            database: "site".to_owned(),
+            username: "proctor".to_owned(),
+            password_file: None,
+            statement_timeout: std::time::Duration::from_secs(2),
+        };
+        drop(judge(bytes, false));
+        crate::fuzzing::answered(bytes, async |stream| {
+            let password = Secret::new("secret".to_owned());
+            let Ok((mut conn, _)) = Conn::new(Stream::Unix(stream), &settings, Some(&password)).await else { return };
+            for _ in 0..3 {
+                let Ok(rows) = conn.ask(&Question::Ours("SELECT 1"), &settings).await else { continue };
+                assert!(rows.rows.len() <= MAX_ROWS && rows.columns.len() <= MAX_COLUMNS);
+            }
+        });
+        crate::fuzzing::answered(bytes, async |stream| drop(request_encryption(&mut Stream::Unix(stream)).await));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

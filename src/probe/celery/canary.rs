@@ -346,3 +346,12 @@ impl Line {
         }
     }
 }
+
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// The result of a task.
+    pub fn celery_result(bytes: &[u8]) {
+        let properties = Properties { correlation_id: Some("1".to_owned()), ..Properties::default() };
+        Lines::default().take(&Message { exchange: String::new(), key: String::new(), properties, body: bytes.to_vec() });
+    }
+}

@@ -53,7 +53,7 @@ impl From<bool> for Enough {
 }
 
 impl Command {
-    const ALL: [Self; 7] = [Self::Ping, Self::Stats, Self::Active, Self::Reserved, Self::Scheduled, Self::ActiveQueues, Self::Conf];
+    pub(super) const ALL: [Self; 7] = [Self::Ping, Self::Stats, Self::Active, Self::Reserved, Self::Scheduled, Self::ActiveQueues, Self::Conf];
 
     const fn method(self) -> &'static str {
         match self {

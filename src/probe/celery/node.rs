@@ -206,6 +206,25 @@ fn is_name(name: &str) -> bool {
     name.len() <= MAX_NAME && name.split_once('@').is_some_and(|(node, host)| !node.is_empty() && !host.is_empty()) && name.chars().all(plain)
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// Answers of a worker.
+    pub fn celery_answer(bytes: &[u8]) {
+        let now = Timestamp::from_secs(1_800_000_000);
+        for command in Command::ALL {
+            let mut nodes = Nodes::new();
+            Node::take(&mut nodes, command, bytes);
+            for node in nodes.values() {
+                node.reserved_of("celery");
+                node.count("a");
+                node.uptime();
+                assert!(node.active.iter().filter_map(|task| task.age(now)).all(|age| age <= now.since(Timestamp(0))));
+                node.scheduled.iter().filter_map(Scheduled::at).for_each(|at| drop(at.to_string()));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -125,6 +125,18 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
     extension.value.general_names.iter().filter_map(name).collect()
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// A certificate.
+    pub fn certificate(bytes: &[u8]) {
+        let Some(facts) = Facts::read(&CertificateDer::from(bytes)) else { return };
+        let now = Timestamp::from_secs(1_800_000_000);
+        assert!((0.0..=1.0).contains(&facts.remaining_share(now)));
+        facts.covers(&ServerName::try_from("example.org").expect("is a name"));
+        drop((facts.is_expired(now), facts.is_not_yet_valid(now), facts.is_self_signed(), facts.told_names()));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

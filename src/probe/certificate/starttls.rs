@@ -96,3 +96,11 @@ fn expect(place: &str, what: &str, reply: &[u8], code: u16) -> Result<(), Failur
     };
     Err(Failure::new(reason, format!("{place}: expected {what} ({code}), found {}", tcp::beginning(reply))))
 }
+
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// All that a mail server says up to the handshake.
+    pub fn starttls(bytes: &[u8]) {
+        crate::fuzzing::answered(bytes, async |stream| drop(starttls("here", &mut Stream::Unix(stream)).await));
+    }
+}

@@ -176,6 +176,24 @@ pub(super) fn of_block(why: &str) -> (Reason, &'static str) {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// An answer of Elasticsearch.
+    pub fn elasticsearch(bytes: &[u8]) {
+        for status in [200, 401, 403, 404, 429, 503] {
+            let answer = Answer { status, headers: Default::default(), body: bytes.to_vec() };
+            if let Ok(Found::Body(body)) = read("here".to_owned(), &answer, true) {
+                let rec = &mut crate::probe::Recorder::default();
+                super::numbers::record_version(rec, &body);
+                super::numbers::record_health(rec, &body);
+                super::numbers::record_node(rec, &body);
+                super::numbers::fullest(&body);
+                drop(whole("here", &body));
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

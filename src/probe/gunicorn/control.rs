@@ -102,6 +102,16 @@ impl Workers {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// What a control socket of gunicorn says: a list of the three answers.
+    pub fn gunicorn(bytes: &[u8]) {
+        if let Some(workers) = serde_json::from_slice::<Vec<Value>>(bytes).ok().and_then(|answers| read(&answers)) {
+            assert!(workers.busy(Some(3)).0 <= workers.count);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

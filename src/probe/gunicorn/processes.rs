@@ -148,6 +148,14 @@ impl Followed {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// Counters of the kernel.
+    pub fn netstat(bytes: &[u8]) {
+        listen_overflows(&String::from_utf8_lossy(bytes));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

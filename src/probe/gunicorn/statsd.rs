@@ -246,6 +246,16 @@ fn is_left_over(path: &Path) -> bool {
     connected.is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// A datagram of gunicorn.
+    pub fn statsd(bytes: &[u8]) {
+        let mut counts = Counts::default();
+        counts.take(bytes);
+        assert!(counts.requests.is_finite() && counts.codes.len() <= MAX_CODES);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

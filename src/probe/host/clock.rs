@@ -144,6 +144,11 @@ fn offset_of(answer: &[u8; PACKET], sent: Timestamp, received: Timestamp) -> Opt
     (!unsynchronised && stratum != 0 && stratum < 16).then_some(ours - theirs)
 }
 
+/// Reads the date of a page.
+fn seconds_of_date(date: &str) -> Option<f64> {
+    Some(jiff::fmt::rfc2822::parse(date).ok()?.timestamp().as_millisecond() as f64 / 1000.0)
+}
+
 async fn by_page(url: &Url, rec: &mut Recorder) -> Result<f64, Failure> {
     rec.waiting(Reason::AnswerTimeout, format!("waiting for the date of {url}"));
     let sent = tasks::wall_now();
@@ -153,13 +158,21 @@ async fn by_page(url: &Url, rec: &mut Recorder) -> Result<f64, Failure> {
         .map_err(|error| Failure::new(error.reason(), format!("{url}: {}", net::chain(&error))))?;
     let received = tasks::wall_now();
     let date = answer.header("date").unwrap_or("");
-    let theirs = jiff::fmt::rfc2822::parse(date)
-        .map_err(|_| Failure::new(Reason::Protocol, format!("{url}: expected a Date, found {date:?}")))?
-        .timestamp()
-        .as_millisecond() as f64
-        / 1000.0;
+    let theirs = seconds_of_date(date).ok_or_else(|| Failure::new(Reason::Protocol, format!("{url}: expected a Date, found {date:?}")))?;
     // The date is cut to whole seconds.
     Ok(f64::midpoint(sent.as_secs_f64(), received.as_secs_f64()) - (theirs + 0.5))
+}
+
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// An answer of NTP, and the date of a page.
+    pub fn clock(bytes: &[u8]) {
+        let now = Timestamp::from_secs(1_800_000_000);
+        if let Some(offset) = bytes.first_chunk().and_then(|answer| offset_of(answer, now, now)) {
+            assert!(offset.is_finite());
+        }
+        seconds_of_date(&String::from_utf8_lossy(bytes));
+    }
 }
 
 #[cfg(test)]

@@ -267,6 +267,16 @@ impl<C: Count> Probe for Log<C> {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// Lines of an error log.
+    pub fn error_log(bytes: &[u8]) {
+        let mut errors = Errors::default();
+        bytes.split(|byte| *byte == b'\n').for_each(|line| errors.line(line, Timestamp(0)));
+        errors.record(&mut Recorder::default(), Timestamp(1));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -265,6 +265,14 @@ impl Probe for Page {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// The page of stub_status.
+    pub fn stub_status(bytes: &[u8]) {
+        numbers(&String::from_utf8_lossy(bytes));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -195,6 +195,14 @@ fn unquote(text: &str) -> Option<(String, &str)> {
     None
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// Lines of Prometheus' text format.
+    pub fn exposition(bytes: &[u8]) {
+        String::from_utf8_lossy(bytes).lines().for_each(|line| drop(series(line)));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -189,6 +189,20 @@ fn other(expected: &str, came: &[u8]) -> Verdict {
     Some(Err((Reason::Protocol, format!("expected {expected}, found {}: something else is at the far end", beginning(came)))))
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// The first bytes from the far end of a tunnel.
+    pub fn tunnel(bytes: &[u8]) {
+        let mut came = bytes[..bytes.len().min(MAX_ANSWER)].to_vec();
+        let all = [Dialect::Postgres, Dialect::Mysql, Dialect::Db2, Dialect::Mssql, Dialect::Ssh, Dialect::Generic];
+        for dialect in all {
+            dialect.judge(&came);
+        }
+        came.resize(MAX_ANSWER, b'x');
+        assert!(all.iter().all(|dialect| dialect.judge(&came).is_some()), "none waits without end");
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -76,6 +76,14 @@ fn number(text: &str) -> Option<(f64, &str)> {
     Some((sign * value, &digits[end..]))
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// The samples of a series in a unit test.
+    pub fn samples(text: &str) {
+        assert!(expand(text, 1000).map_or(true, |samples| samples.len() <= 1000));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -131,6 +131,14 @@ fn decode(authorization: &str) -> Option<(String, Vec<u8>)> {
     Some((String::from_utf8(bytes[..colon].to_vec()).ok()?, bytes[colon + 1..].to_vec()))
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// `Authorization` of a reader.
+    pub fn authorization(text: &str) {
+        decode(text);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -400,5 +400,19 @@ impl Texts {
     }
 }
 
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// Messages of Celery's events, one a line.
+    pub fn celery_events(bytes: &[u8]) {
+        let mut tally = Tally::default();
+        for (second, body) in (1_800_000_000..).zip(bytes.split(|byte| *byte == b'\n')) {
+            tally.take(body, Timestamp::from_secs(second));
+        }
+        let now = Timestamp::from_secs(1_800_003_600);
+        tally.record(&mut Recorder::default(), now, true, |_| true);
+        tally.forget(now);
+    }
+}
+
 #[cfg(test)]
 mod tests;

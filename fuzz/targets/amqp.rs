@@ -1,0 +1,7 @@
+//! Frames of a broker.
+
+#![no_main]
+
+use proctor::fuzzing::Parsers;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| Parsers::amqp(bytes));

@@ -1,0 +1,7 @@
+//! A certificate.
+
+#![no_main]
+
+use proctor::fuzzing::Parsers;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| Parsers::certificate(bytes));

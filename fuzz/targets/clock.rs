@@ -1,0 +1,7 @@
+//! What another clock says.
+
+#![no_main]
+
+use proctor::fuzzing::Parsers;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| Parsers::clock(bytes));

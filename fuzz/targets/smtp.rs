@@ -1,0 +1,7 @@
+//! Replies of a relay.
+
+#![no_main]
+
+use proctor::fuzzing::Parsers;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| Parsers::smtp(bytes));
