@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Measures Proctor beside its peers, in one run and on one machine, and says where it misses what is wanted.
 
-    benches/peers.py [serve] [memory] [targets] [celery] [events] [scale]    default: all but scale, which says whether cost grows with targets
+    benches/peers.py [serve] [memory] [targets] [celery] [events] [site] [scale]    default: all but scale, which says whether cost grows with targets
 
 Needs target/release/proctor and what `tests/stack/stack bench-install` installs. Ratios are medians over rounds that
 take turns, so that another program that keeps the machine busy meets Proctor and its peers alike.
 """
 import contextlib
+import json
 import os
 import platform
 import re
@@ -205,6 +206,21 @@ def rss():
     stop(proctor.process)
 
 
+def site():
+    """All probes, each at a real service as the tests start it, every 15 s; a scrape in as many."""
+    env = os.environ | {"PROCTOR_BIN": str(PROCTOR.resolve()), "REQUIRE_SERVICES": "1"}
+    stack = ROOT / "tests/stack/stack"
+    subprocess.run([stack, "start"], check=True, stdout=subprocess.DEVNULL)
+    try:
+        test = ["cargo", "test", "--locked", "--test", "it", "--", "--ignored", "--nocapture", "soak::all_probes"]
+        out = subprocess.run(test, cwd=ROOT, env=env, check=True, capture_output=True, text=True).stderr
+    finally:
+        subprocess.run([stack, "stop"], stdout=subprocess.DEVNULL)
+    count, whole, core = re.search(r"site: targets=(\d+) rss=(\d+) core=(\S+)", out).groups()
+    judge(f"all probes on the whole site ({count} targets) every 15 s: RSS", f"{int(whole) / MIB:.1f} MiB", "≤ 24 MiB", int(whole) <= 24 * MIB)
+    judge("the same: cores", core, "≤ 0.01", float(core) <= 0.01)
+
+
 def tcp(count, seconds):
     """So many TCP targets every 15 s: returns the share of a core, missed slots, targets that are well, RSS."""
     proctor = Proctor(f"tcp{count}", tcp_probes(count), "{interval: 15s}")
@@ -228,11 +244,44 @@ def targets():
     judge("1,000 TCP targets every 15 s: cores, with a scrape a second", f"{core:.3f}", "< 0.25", core < 0.25)
 
 
+def blackbox_driven(count, seconds):
+    """The same targets as a Prometheus has blackbox_exporter ask them: the share of a core and the RSS of each."""
+    exporter, prometheus = port(), port()
+    modules = write(f"blackbox{count}.yml", "modules: {tcp: {prober: tcp, timeout: 5s}}\n")
+    addresses = ", ".join(f"'127.0.{n // 250}.{n % 250 + 1}:{PLAIN}'" for n in range(count))
+    scraping = write(f"prometheus{count}.yml", f"""global: {{scrape_interval: 15s, scrape_timeout: 10s}}
+scrape_configs:
+- job_name: blackbox
+  metrics_path: /probe
+  params: {{module: [tcp]}}
+  static_configs: [{{targets: [{addresses}]}}]
+  relabel_configs:
+  - {{source_labels: [__address__], target_label: __param_target}}
+  - {{target_label: __address__, replacement: '127.0.0.1:{exporter}'}}
+  - {{source_labels: [__param_target], target_label: instance}}
+""")
+    processes = [start(f"blackbox{count}", "prometheus-blackbox-exporter", f"--web.listen-address=127.0.0.1:{exporter}", f"--config.file={modules}"),
+                 start(f"prometheus{count}", "prometheus", f"--config.file={scraping}", f"--storage.tsdb.path={dir}/tsdb{count}",
+                       f"--web.listen-address=127.0.0.1:{prometheus}")]
+    wait_for("Prometheus", lambda: get(f"http://127.0.0.1:{prometheus}/-/ready"), 120)
+    time.sleep(20)
+    begin, before = time.monotonic(), [spent(process.pid) for process in processes]
+    time.sleep(seconds)
+    cores = [(spent(process.pid) - was) / (time.monotonic() - begin) for process, was in zip(processes, before)]
+    whole = [memory(process.pid)[0] for process in processes]
+    well = json.loads(get(f"http://127.0.0.1:{prometheus}/api/v1/query?query=sum(probe_success)"))["data"]["result"][0]["value"][1]
+    for process in reversed(processes):
+        stop(process)
+    return cores, whole, well
+
+
 def scale():
-    print("| TCP targets every 15 s | of a core | per target | RSS | missed | lost |\n|---|---|---|---|---|---|")
+    print("| TCP targets every 15 s | of a core | per target | RSS | missed | lost | blackbox_exporter: of a core, RSS | the Prometheus that drives it | well there |\n|---|---|---|---|---|---|---|---|---|")
     for count in (100, 1000, 10000):
         core, missed, lost, _, whole = tcp(count, ACTIVE_SECONDS)
-        print(f"| {count} | {core:.3f} | {core / count * 1e6:.0f} millionths | {whole / MIB:.1f} MiB | {missed:.0f} | {lost:.0f} |", flush=True)
+        cores, theirs, well = blackbox_driven(count, ACTIVE_SECONDS)
+        beside = " | ".join(f"{cores[n]:.3f}, {theirs[n] / MIB:.0f} MiB" for n in (0, 1))
+        print(f"| {count} | {core:.3f} | {core / count * 1e6:.0f} millionths | {whole / MIB:.1f} MiB | {missed:.0f} | {lost:.0f} | {beside} | {well} |", flush=True)
 
 
 class Broker:
@@ -343,7 +392,7 @@ def events():
     broker.stop()
 
 
-PARTS = {"serve": serve, "memory": rss, "targets": targets, "celery": celery, "events": events, "scale": scale}
+PARTS = {"serve": serve, "memory": rss, "targets": targets, "celery": celery, "events": events, "site": site, "scale": scale}
 wanted = sys.argv[1:] or [part for part in PARTS if part != "scale"]
 if unknown := [part for part in wanted if part not in PARTS]:
     sys.exit(f"bench: no part {unknown[0]}\n{__doc__}")

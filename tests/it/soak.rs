@@ -9,16 +9,18 @@ use tokio::net::TcpStream;
 
 use crate::support::hostile::{Manner, hostile};
 use crate::support::memcached::memcached;
-use crate::support::process::free_port;
+use crate::support::process::{eventually, free_port};
 use crate::support::proctor::Proctor;
 use crate::support::smtp::Sink;
+use crate::support::whole::WholeSite;
 
-/// What a process holds: resident memory in KiB, file descriptors, threads.
+/// What a process holds: resident memory in KiB, file descriptors, threads; and the CPU it has taken so far, in ticks.
 #[derive(Debug)]
 struct Held {
     rss: usize,
     descriptors: usize,
     threads: usize,
+    ticks: usize,
 }
 
 fn held(pid: u32) -> Held {
@@ -28,7 +30,10 @@ fn held(pid: u32) -> Held {
         line.split_whitespace().find_map(|word| word.parse().ok()).expect("is a number")
     };
     let descriptors = fs::read_dir(format!("/proc/{pid}/fd")).expect("it lives").count();
-    Held { rss: number("VmRSS:"), descriptors, threads: number("Threads:") }
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("the name ends").split_whitespace().collect();
+    let ticks = fields[11..13].iter().map(|field| field.parse::<usize>().expect("is a number")).sum();
+    Held { rss: number("VmRSS:"), descriptors, threads: number("Threads:"), ticks }
 }
 
 /// Fifty readers at once: some ask, some say half a request, some go away.
@@ -110,4 +115,42 @@ async fn nothing_grows_while_services_come_and_go_and_strangers_storm_in() {
     proctor.shows("proctor_alerts{state=\"firing\"} 1", Duration::from_secs(60)).await;
     let mut proctor = proctor;
     assert!(proctor.stop().is_some_and(|status| status.success()), "{}", proctor.log());
+}
+
+/// How long it is measured what all probes take.
+const MEASURED: Duration = Duration::from_secs(120);
+
+/// `make bench` judges what it prints, of a released build. Nothing else may fail here: figures of a machine are no test.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "minutes: make bench PARTS=site"]
+async fn all_probes_of_the_whole_site_are_asked_every_15_s() {
+    let Some(site) = WholeSite::start().await else { return };
+    let sink = Sink::start().await;
+    let mut proctor = Proctor::configured(sink.port, &site.probes).rules_as_they_are();
+    let config = fs::read_to_string(proctor.config()).expect("it is there");
+    let config = config.replace("interval: 1s, timeout: 1s", "interval: 15s, timeout: 5s").replace("interval: 1s}", "interval: 15s}");
+    fs::write(proctor.config(), config).expect("is written");
+    proctor.start();
+    let pid = proctor.process.as_ref().expect("it was started").pid();
+    let failing = || async {
+        let metrics = proctor.metrics().await?;
+        let lines: Vec<&str> = metrics.lines().filter(|line| line.starts_with("probe_success{")).collect();
+        let failing = lines.iter().filter(|line| !line.ends_with(" 1")).map(|line| (*line).to_owned()).collect::<Vec<_>>();
+        Some((lines.len(), failing))
+    };
+    // All but the closed port, once the first canaries are back.
+    let targets = eventually("all is well", Duration::from_secs(300), || async {
+        let (targets, failing) = failing().await?;
+        (targets > 20 && failing.len() == 1).then_some(targets)
+    })
+    .await;
+    let (begin, before) = (Instant::now(), held(pid));
+    while begin.elapsed() < MEASURED {
+        let _ = proctor.metrics().await;
+        tokio::time::sleep(Duration::from_secs(15)).await;
+    }
+    let after = held(pid);
+    // A tick is 10 ms.
+    let core = (after.ticks - before.ticks) as f64 / 100.0 / begin.elapsed().as_secs_f64();
+    eprintln!("site: targets={targets} rss={} core={core:.4}", after.rss * 1024);
 }

@@ -18,3 +18,4 @@ pub(crate) mod systemd;
 pub(crate) mod tmpfs;
 pub(crate) mod tunnel;
 pub(crate) mod watched;
+pub(crate) mod whole;

@@ -22,6 +22,11 @@ pub(crate) struct Proctor {
     under: Vec<String>,
 }
 
+/// The program that is tested: the one that was built with the tests, or the one that `PROCTOR_BIN` names.
+pub(crate) fn built() -> String {
+    std::env::var("PROCTOR_BIN").unwrap_or_else(|_| env!("CARGO_BIN_EXE_proctor").to_owned())
+}
+
 impl Proctor {
     /// Writes a configuration that mails `relay`; `sections` are `probes:`, `actions:` and what else is wanted. Starts
     /// nothing.
@@ -113,7 +118,7 @@ notify:
 
     /// Starts the process once more.
     pub(crate) fn start(&mut self) {
-        let mut words = self.under.iter().map(String::as_str).chain([env!("CARGO_BIN_EXE_proctor")]);
+        let mut words = self.under.iter().cloned().chain([built()]);
         let mut command = Command::new(words.next().expect("Proctor at least"));
         command.args(words).arg("--config").arg(self.config()).arg("serve").envs(self.env.iter().map(|(name, value)| (name, value)));
         self.process = Some(Process::start(&mut command, &self.folder.path().join("proctor.log")));
@@ -135,7 +140,7 @@ notify:
 
     /// Runs another command of Proctor with this configuration, and returns what it printed.
     pub(crate) fn run(&self, args: &[&str]) -> std::process::Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_proctor"));
+        let mut command = Command::new(built());
         command.arg("--config").arg(self.config()).args(args).output().expect("it runs")
     }
 
