@@ -162,6 +162,8 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
     ] {
         assert_eq!(labelled(&result, name, label), Some(wanted), "{name} {label}");
     }
+    let identity = result.samples.iter().find(|sample| sample.family.name == "rabbitmq_identity_info").expect("the plugin says it");
+    assert!(identity.labels.iter().all(|(_, of)| of.contains('@')) && identity.labels.len() == 2, "{identity:?}");
     assert!(value(&result, "rabbitmq_connection_start_seconds").is_some_and(|took| took < LONG.as_secs_f64()));
     assert_eq!(result.evidence, ["queue \"batch\" has no consumer, and 3 messages wait in it"]);
 

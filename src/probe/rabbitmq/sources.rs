@@ -43,6 +43,9 @@ static NODE: &[(Family, Option<&str>)] = &[
     (Family::gauge("rabbitmq_erlang_uptime_seconds", "Seconds since RabbitMQ started"), None),
 ];
 
+/// Only the plugin gives it; public dashboards join every query with it.
+static IDENTITY: Family = Family::gauge("rabbitmq_identity_info", "1: which node of which cluster the plugin's metrics are of");
+
 /// What both give of a queue.
 static QUEUE: &[(Family, &str)] = &[
     (Family::gauge("rabbitmq_detailed_queue_messages", "Messages in a queue, taken and not"), "messages"),
@@ -59,13 +62,20 @@ static QUEUE: &[(Family, &str)] = &[
 /// # Errors
 /// Why nothing could be seen of the node, for people.
 pub(super) async fn prometheus(rec: &mut Recorder, url: &Url, trust: &Trust, vhost: &str, queues: &[String]) -> Result<(), String> {
-    let text = get(&Request::get(url.with_path("/metrics")?), trust).await?;
-    let mut seen = 0;
-    for (name, _, value) in String::from_utf8_lossy(&text).lines().filter_map(series) {
+    let answer = get(&Request::get(url.with_path("/metrics")?), trust).await?;
+    let text = String::from_utf8_lossy(&answer);
+    let (mut seen, mut identity) = (0, None);
+    for (name, labels, value) in text.lines().filter_map(series) {
         if let Some((family, _)) = NODE.iter().find(|(family, _)| family.name == name) {
             rec.set(family, value);
             seen += 1;
+        } else if name == IDENTITY.name {
+            identity = Some(labels);
         }
+    }
+    if let Some(labels) = identity {
+        let named = ["rabbitmq_node", "rabbitmq_cluster"].map(|wanted| (wanted, label(&labels, wanted)));
+        rec.set_with(&IDENTITY, &named, 1.0);
     }
     if seen == 0 {
         return Err(format!("{url}: expected the metrics of rabbitmq_prometheus, found none of them"));
@@ -76,9 +86,9 @@ pub(super) async fn prometheus(rec: &mut Recorder, url: &Url, trust: &Trust, vho
     let path = format!("/metrics/detailed?family=queue_coarse_metrics&family=queue_consumer_count&vhost={}", percent(vhost));
     let text = get(&Request::get(url.with_path(&path)?), trust).await?;
     for (name, labels, value) in String::from_utf8_lossy(&text).lines().filter_map(series) {
-        let label = |wanted: &str| labels.iter().find(|(name, _)| *name == wanted).map_or("", |(_, value)| value.as_str());
-        if label("vhost") == vhost && queues.iter().any(|queue| queue == label("queue")) {
-            record_queue(rec, name, vhost, label("queue"), value);
+        let queue = label(&labels, "queue");
+        if label(&labels, "vhost") == vhost && queues.iter().any(|wanted| wanted == queue) {
+            record_queue(rec, name, vhost, queue, value);
         }
     }
     Ok(())
@@ -152,6 +162,11 @@ pub(super) async fn within(rec: &mut Recorder, url: &Url, source: impl AsyncFnOn
 fn percent(text: &str) -> String {
     let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._~".contains(byte);
     text.bytes().map(|byte| if plain(&byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
+}
+
+/// Returns the value of a label; empty where there is none.
+fn label<'a>(labels: &'a [(&str, String)], wanted: &str) -> &'a str {
+    labels.iter().find(|(name, _)| *name == wanted).map_or("", |(_, value)| value.as_str())
 }
 
 /// A line of Prometheus' text format: name, labels, value.
