@@ -288,7 +288,7 @@ pub struct Story<'a> {
     pub affected: Vec<String>,
     /// Probes that this one needs and that fail too.
     pub because: Vec<String>,
-    /// What the probes of the alerts found last, then those of what they break; only failures.
+    /// What the probes of the alerts found last, then those of what they break: failures, and what else an alert is about.
     pub found: Vec<&'a ProbeResult>,
     /// What Proctor will do if it goes on.
     pub planned: Vec<String>,
@@ -638,9 +638,12 @@ impl Story<'_> {
 
 /// Returns why the target of an alert fails.
 fn reason(result: &ProbeResult, alert: &Alert) -> Option<crate::model::Reason> {
-    let target = &result.target;
-    let same = alert.probe() == Some(&*target.probe) && alert.labels.get("target") == target.target.as_deref();
-    result.outcome.as_ref().err().filter(|_| same).map(|failure| failure.reason)
+    result.outcome.as_ref().err().filter(|_| is_about(alert, result)).map(|failure| failure.reason)
+}
+
+/// Says whether an alert is about the target of a result.
+pub fn is_about(alert: &Alert, result: &ProbeResult) -> bool {
+    alert.probe() == Some(&*result.target.probe) && alert.labels.get("target") == result.target.target.as_deref()
 }
 
 /// Says what a probe found: `csrpt: remote_silent: no answer …`.

@@ -11,6 +11,7 @@ use super::probes_web::{ask_target, failed, value, well};
 use super::support::hostile::{Manner, hostile};
 use super::support::nginx::{Authority, Nginx};
 use super::support::process::{Process, eventually, free_port, program};
+use super::support::proctor::Proctor;
 use super::support::smtp::{Manners, Quirk, Sink, Wire};
 use super::support::watched::Watched;
 
@@ -326,6 +327,30 @@ async fn of_a_renewal_that_is_overdue_it_is_said_what_is_seen_of_its_job() {
     // Another command of certbot's ran last.
     lineage.write("var/log/letsencrypt/letsencrypt.log", "2026-11-26 04:23:23,403:DEBUG:certbot._internal.renewal:no renewal failures\n");
     assert!(told().await.contains("no renewal failures"));
+}
+
+#[tokio::test]
+async fn admins_are_mailed_of_a_renewal_that_does_not_come_with_what_is_seen_of_its_job() {
+    let (lineage, sink) = (Lineage::new(), Sink::start().await);
+    lineage.conf("", "");
+    lineage.certificate(90.0, 20.0);
+    lineage.write(
+        "var/log/letsencrypt/letsencrypt.log",
+        "2026-11-26 04:23:22,013:ERROR:x:Failed to renew certificate a with error: no account\n",
+    );
+    let files = lineage.path("etc/letsencrypt/live/*/fullchain.pem");
+    let probes = format!("probes: {{certs: {{certificate: {{files: ['{}']}}}}}}", files.display());
+    let _proctor = Proctor::configured(sink.port, &probes).built_in_rules().started();
+    let mails = sink.wait_for(1, Duration::from_secs(60)).await;
+    let words = mails[0].text.split_whitespace().collect::<Vec<_>>().join(" ");
+    for wanted in [
+        "fullchain.pem should have been renewed 10d ",
+        "renewal/a.conf its renewal was due 10d ago",
+        "Failed to renew certificate a with error: no account",
+    ] {
+        assert!(words.contains(wanted), "{wanted}: {}", mails[0].text);
+    }
+    assert!(!words.contains("of its lifetime is left"), "one cause, one alert: {}", mails[0].text);
 }
 
 #[tokio::test]

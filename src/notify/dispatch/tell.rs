@@ -214,7 +214,7 @@ impl Dispatcher {
         let undone = standing.fresh.iter().filter(|alert| alert.attempts.is_empty()).take(self.voice.limit);
         let mut planned: Vec<String> = undone.flat_map(|alert| (self.wiring.announce)(alert, &hour)).collect();
         planned.dedup();
-        let found = if firing.is_empty() { Vec::new() } else { found(scene.targets, &probes, &affected) };
+        let found = if firing.is_empty() { Vec::new() } else { found(scene.targets, &firing, &probes, &affected) };
         Story {
             reason: due.reason,
             group: due.key,
@@ -266,13 +266,15 @@ impl Dispatcher {
     }
 }
 
-/// Returns what the probes in question found last: those that the alerts are about, then those that need them.
-fn found<'a>(targets: &'a [Latest], probes: &[&str], affected: &[String]) -> Vec<&'a ProbeResult> {
-    let failing = |named: &dyn Fn(&str) -> bool| {
+/// Returns what the probes in question found last: those that the alerts are about, then those that need them; and of targets
+/// that are well those that an alert is about, for their evidence.
+fn found<'a>(targets: &'a [Latest], firing: &[&Alert], probes: &[&str], affected: &[String]) -> Vec<&'a ProbeResult> {
+    let that = |wanted: &dyn Fn(&ProbeResult) -> bool| {
         let results = targets.iter().filter_map(|latest| latest.result.as_deref());
-        results.filter(|result| !result.is_success() && named(&result.target.probe)).take(MAX_FOUND).collect::<Vec<_>>()
+        results.filter(|result| wanted(result)).take(MAX_FOUND).collect::<Vec<_>>()
     };
-    let own = failing(&|probe| probes.contains(&probe));
-    let below = failing(&|probe| affected.iter().any(|name| name == probe));
-    own.into_iter().chain(below).collect()
+    let own = that(&|result| !result.is_success() && probes.contains(&&*result.target.probe));
+    let below = that(&|result| !result.is_success() && affected.iter().any(|name| **name == *result.target.probe));
+    let well = that(&|result| result.is_success() && firing.iter().any(|alert| message::is_about(alert, result)));
+    own.into_iter().chain(below).chain(well).collect()
 }
