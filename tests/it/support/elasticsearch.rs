@@ -51,7 +51,7 @@ impl Elasticsearch {
     }
 
     async fn ready(&self) {
-        eventually("Elasticsearch answers", Duration::from_secs(120), || async {
+        eventually("Elasticsearch answers", Duration::from_secs(300), || async {
             self.try_call(Method::GET, "/", "").await.filter(|(status, _)| *status == 200)
         })
         .await;

@@ -34,7 +34,7 @@ impl Nodes {
         }
         self.multi("start", names, options);
         for name in names {
-            eventually(&format!("node {name} is ready"), Duration::from_secs(120), || async {
+            eventually(&format!("node {name} is ready"), Duration::from_secs(300), || async {
                 self.log(name).contains(" ready.").then_some(())
             })
             .await;

@@ -110,7 +110,7 @@ impl Rabbitmq {
 
     async fn ready(&mut self) {
         let out = self.folder.path().join("out");
-        eventually("RabbitMQ has started", Duration::from_secs(90), || async {
+        eventually("RabbitMQ has started", Duration::from_secs(300), || async {
             let out = std::fs::read_to_string(&out).unwrap_or_default();
             assert!(!out.contains("Kernel pid terminated"), "{out}");
             out.contains("Starting broker... completed").then_some(())

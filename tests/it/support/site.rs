@@ -124,7 +124,7 @@ impl Drop for Celery {
 }
 
 async fn wait_for(log: &Path, what: &str) {
-    eventually(what, Duration::from_secs(60), || async {
+    eventually(what, Duration::from_secs(180), || async {
         let text = std::fs::read_to_string(log).unwrap_or_default();
         assert!(!text.contains("Traceback"), "{text}");
         text.contains(what).then_some(())
