@@ -308,7 +308,7 @@ impl Dispatcher {
         let mut mutes = wiring.mutes.lock().unwrap_or_else(PoisonError::into_inner);
         let maintenance = mutes.maintenance.state(now);
         let view = StartupView::of(&targets, (wiring.systemd_starting)());
-        let muted = self.mutes(&mutes, view, &maintenance, alerts.iter().chain(&known), &scene);
+        let muted = self.mutes(&mutes, view, &maintenance, alerts.iter().chain(&known), &scene, &mut plan.refresh);
         if let Some(until) = [mutes.silences.next_change(now), mutes.holds.until(now)].into_iter().flatten().min() {
             plan.at(until);
         }
@@ -330,7 +330,8 @@ impl Dispatcher {
         plan
     }
 
-    /// Says why each alert is not told now, and shows what mutes as metrics.
+    /// Says why each alert is not told now, and shows what mutes as metrics. `refresh` takes the probes whose parent has just
+    /// come back.
     fn mutes<'a>(
         &mut self,
         mutes: &Mutes,
@@ -338,6 +339,7 @@ impl Dispatcher {
         maintenance: &Maintenance,
         alerts: impl Iterator<Item = &'a Alert>,
         scene: &Scene<'_>,
+        refresh: &mut BTreeSet<String>,
     ) -> BTreeMap<Fingerprint, Muted> {
         let (now, metrics) = (scene.now, &self.wiring.metrics);
         metrics.silences_active.set(i64::try_from(mutes.silences.active(now).count()).unwrap_or(i64::MAX));
@@ -357,11 +359,16 @@ impl Dispatcher {
                 Some(Muted::Parent { .. }) => {
                     self.behind.insert(fingerprint, None);
                 }
-                // A parent that has just come back: this one needs a moment to see it.
+                // A parent that has just come back: this one needs a moment to see it. Its turn may come much later, so it is
+                // asked at once, and what its rule makes of the answer is waited for.
                 None => {
                     if let (Some(until @ None), Some(probe)) = (self.behind.get_mut(&fingerprint), alert.probe()) {
                         let alone = self.wiring.depends.failing_ancestors(probe, scene.failing).is_empty();
-                        *until = Some(if alone { now + (self.wiring.patience)(probe).min(AFTER_PARENT) } else { now });
+                        let wait = (PROBE_WAIT + (self.wiring.patience)(probe)).min(AFTER_PARENT);
+                        *until = Some(if alone { now + wait } else { now });
+                        if alone && alert.is_firing() && refresh.len() < MAX_PROBED {
+                            refresh.insert(probe.to_owned());
+                        }
                     }
                 }
                 Some(_) => {}

@@ -305,7 +305,8 @@ async fn a_stopped_postgresql_is_one_mail_that_lists_the_tunnel_and_the_healthch
     .await;
     proctor.shows("proctor_outbox_depth 0", Duration::from_secs(10)).await;
     assert!(mails[2..].iter().all(|mail| mail.header("X-Alert-State") == "RESOLVED"), "{}", mails[2].text);
-    assert_eq!(sink.mails().len(), 4, "nobody was told more");
+    let told: Vec<_> = sink.mails().iter().map(|mail| format!("{} {}", mail.header("X-Alert-State"), mail.header("Subject"))).collect();
+    assert_eq!(told.len(), 4, "nobody was told more: {told:?}");
 }
 
 #[tokio::test]

@@ -454,7 +454,12 @@ async fn one_mail_of_the_parent_lists_children_over_three_levels() {
     bench.restart();
     assert!(bench.until(20).await.is_empty());
     assert_eq!(bench.asked.load(Ordering::Relaxed), 1, "the parents were asked once");
-    bench.wiring.refresh = Arc::new(|_| Box::pin(std::future::ready(())));
+    let asked = Arc::new(Mutex::new(Vec::new()));
+    let asking = asked.clone();
+    bench.wiring.refresh = Arc::new(move |probes| {
+        *asking.lock().expect("no panic in here") = probes;
+        Box::pin(std::future::ready(()))
+    });
     bench.restart();
     bench.fire("TunnelBroken", "tunnel");
     bench.fire("PostgresDown", "postgres");
@@ -466,7 +471,8 @@ async fn one_mail_of_the_parent_lists_children_over_three_levels() {
     bench.result("tunnel", None);
     bench.end("PostgresDown", "postgres");
     bench.end("TunnelBroken", "tunnel");
-    assert_eq!(heads(&bench.until(3025).await), ["RESOLVED PostgresDown"], "a child needs a moment to see it");
+    assert_eq!(heads(&bench.until(3035).await), ["RESOLVED PostgresDown"], "a child needs a moment to see it");
+    assert_eq!(*asked.lock().expect("no panic in here"), ["healthcheck"], "and is asked at once");
     assert_eq!(heads(&bench.until(3100).await), ["FIRING HealthcheckDown"]);
     bench.end("HealthcheckDown", "healthcheck");
     assert_eq!(heads(&bench.until(3200).await), ["RESOLVED HealthcheckDown"]);
