@@ -8,9 +8,10 @@ use tokio::time::timeout;
 use crate::client::docker::{Docker, Filter, Listed, Service};
 use crate::client::net::{Endpoint, chain};
 use crate::model::Reason;
+use crate::model::duration::print;
 
-/// How long docker may take.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long docker may take: a busy host is looked at too.
+const LIMIT: Duration = Duration::from_secs(15);
 /// The most services and containers that are named.
 const MAX_NAMED: usize = 50;
 
@@ -47,7 +48,7 @@ pub async fn look(docker: &Docker) -> Containers {
             Reason::Refused => Containers::default(),
             _ => Containers { engine, unseen: Some(chain(&error)), ..Containers::default() },
         },
-        Err(_) => Containers { engine, unseen: Some("docker did not answer within 5s".to_owned()), ..Containers::default() },
+        Err(_) => Containers { engine, unseen: Some(format!("docker did not answer within {}", print(LIMIT))), ..Containers::default() },
     }
 }
 

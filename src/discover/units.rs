@@ -8,9 +8,10 @@ use tokio::time::timeout;
 
 use crate::client::net::chain;
 use crate::client::systemd::{Systemd, SystemdError, is_unit};
+use crate::model::duration::print;
 
-/// How long systemd may take for all of it.
-const LIMIT: Duration = Duration::from_secs(5);
+/// How long systemd may take for all of it: a busy host is looked at too.
+const LIMIT: Duration = Duration::from_secs(15);
 /// The most services that are asked for, and how many at once.
 const MAX_UNITS: (usize, usize) = (60, 8);
 /// What the names of services of a site begin with.
@@ -79,7 +80,7 @@ pub async fn look(systemd: &Systemd) -> Units {
         Ok(Ok(units)) => units,
         Ok(Err(error)) if error.reason() == crate::model::Reason::Refused => Units::default(),
         Ok(Err(error)) => Units { unseen: Some(chain(&error)), ..Units::default() },
-        Err(_) => Units { unseen: Some("systemd did not answer within 5s".to_owned()), ..Units::default() },
+        Err(_) => Units { unseen: Some(format!("systemd did not answer within {}", print(LIMIT))), ..Units::default() },
     }
 }
 

@@ -144,7 +144,8 @@ fn what_is_no_file_of_a_person_is_refused_at_once() {
         let problems = Config::load(&path(name)).expect_err(name);
         assert!(problems[0].message.contains(wanted), "{name}: {problems:?}");
     }
-    assert!(begin.elapsed() < Duration::from_secs(5), "at once");
+    // Long for a debug build on a busy machine; what dwells would take minutes.
+    assert!(begin.elapsed() < Duration::from_secs(30), "at once");
 }
 
 #[test]
