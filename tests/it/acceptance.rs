@@ -23,7 +23,9 @@ fn cache(port: u16) -> String {
 async fn seven_slow_requests_on_three_workers_raise_the_accept_queue_alert_while_the_port_still_opens() {
     let Some(gunicorn) = Gunicorn::tcp().await else { return };
     let sink = Sink::start().await;
-    let probes = format!("probes:\n  app: {{gunicorn: {{listen: \"{}\", host_header: coursys.example.org}}}}\n", gunicorn.listen);
+    // A busy machine is not to make another alarm.
+    let pace = "interval: 3s, timeout: 3s";
+    let probes = format!("probes:\n  app: {{gunicorn: {{listen: \"{}\", host_header: coursys.example.org}}, {pace}}}\n", gunicorn.listen);
     let proctor = Proctor::configured(sink.port, &probes).built_in_rules().started();
     proctor.shows("gunicorn_up{probe=\"app\"} 1", Duration::from_secs(20)).await;
     let mut slow = Vec::new();
@@ -146,8 +148,12 @@ async fn with_a_damaged_state_the_next_alert_is_mailed_and_says_so() {
         proctor.stop();
         let bytes = std::fs::read(&state).expect("it is there");
         std::fs::write(&state, damage(bytes)).expect("it can be written");
+        let before = sink.mails().len();
         proctor.start();
-        let text = alert_of(&proctor, &sink, alive).await;
+        alert_of(&proctor, &sink, alive).await;
+        // The next one says it, also where a busy machine made one more of them.
+        let next = sink.mails().into_iter().skip(before).find(|mail| mail.to == ADMINS[0] && is_beginning(mail));
+        let text = next.expect("it came").text;
         assert!(text.contains("The state was damaged"), "{text}");
         let aside = std::fs::read_dir(proctor.folder.path()).expect("it is there").flatten();
         assert!(aside.into_iter().any(|file| file.file_name().to_string_lossy().starts_with("state.db.")), "{text}");
@@ -234,7 +240,9 @@ async fn a_tunnel_frozen_or_closed_at_its_far_end_and_an_ssh_frozen_or_killed_ha
     let far = format!("127.0.0.1:{}", postgres.port);
     let Some(mut tunnel) = Tunnel::to(&[&far]).await else { return };
     let sink = Sink::start().await;
-    let probes = format!("probes:\n  csrpt: {{tunnel: {{address: \"127.0.0.1:{}\", speaks: postgres}}}}\n", tunnel.ports[0]);
+    // A busy machine is not to make another alarm.
+    let pace = "interval: 3s, timeout: 3s";
+    let probes = format!("probes:\n  csrpt: {{tunnel: {{address: \"127.0.0.1:{}\", speaks: postgres}}, {pace}}}\n", tunnel.ports[0]);
     let proctor = Proctor::configured(sink.port, &probes).built_in_rules().started();
     let shows = |line: &'static str| proctor.shows(line, Duration::from_secs(30));
     let well = "probe_success{probe=\"csrpt\"} 1";
@@ -277,9 +285,12 @@ async fn a_stopped_postgresql_is_one_mail_that_lists_the_tunnel_and_the_healthch
     let Some(mut gunicorn) = Gunicorn::tcp().await else { return };
     gunicorn.restart(&[("SITE_DB", &near)]).await;
     let sink = Sink::start().await;
+    // A busy machine is not to make another alarm.
+    let pace = "interval: 3s, timeout: 3s";
     let probes = format!(
-        "probes:\n  db: {{tcp: {{address: \"{far}\"}}}}\n  csrpt: {{tunnel: {{address: \"{near}\", speaks: postgres}}, depends_on: [db]}}\n  \
-         page: {{http: {{url: \"http://{}/healthcheck\", host: coursys.example.org}}, interval: 3s, timeout: 3s, depends_on: [csrpt]}}\n",
+        "probes:\n  db: {{tcp: {{address: \"{far}\"}}, {pace}}}\n  \
+         csrpt: {{tunnel: {{address: \"{near}\", speaks: postgres}}, {pace}, depends_on: [db]}}\n  \
+         page: {{http: {{url: \"http://{}/healthcheck\", host: coursys.example.org}}, {pace}, depends_on: [csrpt]}}\n",
         gunicorn.listen
     );
     let proctor = Proctor::configured(sink.port, &probes).built_in_rules().started();
