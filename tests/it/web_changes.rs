@@ -271,17 +271,22 @@ async fn the_forms_fit_a_phone_and_a_wall_in_both_schemes() {
     }
     let proctor = configured(free_port(), &format!("basic_auth_users: {{ann: '{}'}}\n", bcrypt::hash("right", 4).expect("is hashed")));
     let request = format!("GET /?still HTTP/1.1\r\nHost: localhost\r\n{}Connection: close\r\n\r\n", basic("ann", "right"));
+    let page = |shown: &'static str| {
+        let (web, request) = (proctor.web, &request);
+        eventually("the page has that and an alert", LONG, move || async move {
+            let stream = TcpStream::connect(("127.0.0.1", web)).await.ok()?;
+            exchange(stream, request).await.ok().filter(|page| page.contains(shown) && page.contains("value=\"ack\""))
+        })
+    };
+    // It runs before anything is asked of it.
+    page("Pause all actions").await;
     for (args, shown) in [
         (&["hold", "1h", "--reason", "a deploy that takes a long time, as all of them do"][..], "value=\"end\""),
         (&["silence", "add", &format!("probe={}", "x".repeat(300)), "--comment", "planned"], "value=\"expire\""),
         (&["action", "pause"], "value=\"resume\""),
     ] {
         assert!(proctor.run(args).status.success(), "{args:?}");
-        let page = eventually(&format!("the page has {shown} and an alert"), LONG, || async {
-            let stream = TcpStream::connect(("127.0.0.1", proctor.web)).await.ok()?;
-            exchange(stream, &request).await.ok().filter(|page| page.contains(shown) && page.contains("value=\"ack\""))
-        })
-        .await;
+        let page = page(shown).await;
         for (width, dark) in [(360, false), (1920, true)] {
             let (needs, has, _) = looked_at(&page, width, dark);
             assert!(needs <= has && has == width, "{shown}, {width} px: the page needs {needs}");
