@@ -16,9 +16,9 @@ use super::duration::print_measured;
 pub struct Timestamp(pub i64);
 
 impl Timestamp {
-    /// Returns the moment `seconds` after the epoch.
+    /// Returns the moment `seconds` after the epoch; the last one there is where that is beyond it.
     pub const fn from_secs(seconds: i64) -> Self {
-        Self(seconds * 1000)
+        Self(seconds.saturating_mul(1000))
     }
 
     /// Returns the seconds since the epoch, with fraction, as metrics want them.

@@ -126,6 +126,16 @@ fn names(certificate: &X509Certificate<'_>) -> Vec<String> {
 }
 
 #[cfg(fuzzing)]
+impl Facts {
+    /// Of a certificate that is valid from and until then, in seconds since the epoch.
+    pub(super) fn lasting(not_before: i64, not_after: i64) -> Self {
+        let (subject, issuer, serial) = (String::new(), String::new(), String::new());
+        let (raw_subject, raw_issuer, names) = (Vec::new(), Vec::new(), Vec::new());
+        Self { der: CertificateDer::from(Vec::new()), not_before, not_after, subject, issuer, serial, raw_subject, raw_issuer, names }
+    }
+}
+
+#[cfg(fuzzing)]
 impl crate::fuzzing::Parsers {
     /// A certificate.
     pub fn certificate(bytes: &[u8]) {

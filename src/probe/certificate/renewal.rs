@@ -56,7 +56,10 @@ impl<'a> Certbot<'a> {
             SecretError::Io { source, .. } if source.kind() == ErrorKind::NotFound => format!("there is no {}, so certbot does not renew it", self.conf.display()),
             error => net::chain(error),
         })?;
-        let text = String::from_utf8_lossy(&bytes);
+        self.understand(&String::from_utf8_lossy(&bytes), leaf)
+    }
+
+    fn understand(&self, text: &str, leaf: &Facts) -> Result<(Timestamp, bool), String> {
         let wrong = |what: &str| format!("{} {what}", self.conf.display());
         let (mut section, mut before, mut whole, mut notes_runs) = ("", None, false, false);
         for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
@@ -144,8 +147,12 @@ fn acme_sh(certificate: &Path) -> Option<(Timestamp, PathBuf)> {
     let name = folder.file_name()?.to_str()?;
     let conf = folder.join(format!("{}.conf", name.strip_suffix("_ecc").unwrap_or(name)));
     let text = String::from_utf8(secret::regular(&conf, MAX_BYTES).ok()?).ok()?;
+    Some((due_of_acme_sh(&text)?, conf))
+}
+
+fn due_of_acme_sh(text: &str) -> Option<Timestamp> {
     let due = text.lines().find_map(|line| line.strip_prefix("Le_NextRenewTime="))?.trim_matches(['\'', '"']).parse().ok()?;
-    Some((Timestamp::from_secs(due), conf))
+    Some(Timestamp::from_secs(due))
 }
 
 /// Returns an interval in seconds, as certbot takes it: `30 days`, `3 days 12 hours`, `2 weeks`, or days alone. A month
@@ -188,6 +195,17 @@ fn end_of(path: &Path) -> std::io::Result<(i64, String)> {
     let mut bytes = Vec::new();
     file.take(MAX_BYTES).read_to_end(&mut bytes)?;
     Ok((found.mtime(), String::from_utf8_lossy(&bytes).into_owned()))
+}
+
+#[cfg(fuzzing)]
+impl crate::fuzzing::Parsers {
+    /// The configuration of a client that renews certificates.
+    pub fn renewal(bytes: &[u8]) {
+        let text = String::from_utf8_lossy(bytes);
+        let certbot = Certbot { folder: Path::new("/etc/letsencrypt"), name: "site", conf: PathBuf::new() };
+        drop(certbot.understand(&text, &Facts::lasting(0, 90 * DAY)));
+        due_of_acme_sh(&text);
+    }
 }
 
 #[cfg(test)]
