@@ -10,7 +10,10 @@ use std::borrow::Cow;
 use std::error::Error as _;
 use std::fmt;
 use std::io;
-use std::pin::pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Full};
@@ -18,6 +21,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::header::{AUTHORIZATION, CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, USER_AGENT};
 use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 pub use hyper::Method;
@@ -32,6 +36,9 @@ use crate::model::{Problems, Reason, Secret};
 pub const MAX_HEAD: usize = 64 * 1024;
 /// The most header lines of an answer.
 pub const MAX_HEADERS: usize = 200;
+/// The most bytes until the head of the answer is complete, the interim answers (1xx) before it among them, of which hyper takes
+/// any number without a pause.
+const MAX_UNTIL_HEAD: usize = 2 * MAX_HEAD;
 /// The longest URL that is taken.
 const MAX_URL: usize = 4096;
 
@@ -312,7 +319,9 @@ impl HttpError {
             cause = next.source();
         }
         match kind {
-            _ if error.is_parse_too_large() => Self::TooLarge { what: "head", limit: MAX_HEAD },
+            _ if error.is_parse_too_large() || kind == Some(io::ErrorKind::FileTooLarge) => {
+                Self::TooLarge { what: "head", limit: MAX_HEAD }
+            }
             // Below hyper, an end within a body or without TLS' farewell is this kind.
             Some(io::ErrorKind::UnexpectedEof) => Self::Eof { what },
             Some(io::ErrorKind::InvalidData | io::ErrorKind::InvalidInput) => Self::Protocol(error),
@@ -379,14 +388,16 @@ pub type Take<'a> = dyn FnMut(u16, &[u8]) -> Result<(), HttpError> + Send + 'a;
 pub async fn exchange_piecewise(stream: Stream, request: &Request, take: &mut Take<'_>, seen: &mut Seen) -> Result<Answer, HttpError> {
     let request = request.to_hyper()?;
     let begin = Instant::now();
+    let room = Arc::new(AtomicUsize::new(MAX_UNTIL_HEAD));
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
-        .handshake(TokioIo::new(stream))
+        .handshake(TokioIo::new(Bounded { stream, room: room.clone() }))
         .await
         .map_err(|error| HttpError::of(error, "head"))?;
     let work = async {
         let answer = sender.send_request(request).await.map_err(|error| HttpError::of(error, "head"))?;
+        room.store(usize::MAX, Ordering::Relaxed);
         seen.processing = Some(begin.elapsed());
         seen.status = Some(answer.status().as_u16());
         seen.version = Some(if answer.version() == hyper::Version::HTTP_10 { 1.0 } else { 1.1 });
@@ -429,6 +440,37 @@ impl crate::fuzzing::Parsers {
                 assert!(answer.body.len() <= MOST);
             }
         });
+    }
+}
+
+/// A connection over which only so much may still come; `usize::MAX` for any number of bytes.
+struct Bounded {
+    stream: Stream,
+    room: Arc<AtomicUsize>,
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        let room = self.room.load(Ordering::Relaxed);
+        if room < usize::MAX {
+            let left = room.checked_sub(buf.filled().len() - before).ok_or(io::ErrorKind::FileTooLarge)?;
+            self.room.store(left, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
