@@ -11,7 +11,7 @@
 mod login;
 mod wire;
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use super::{LOCK_TIMEOUT, MAX_ANSWER, MAX_COLUMNS, MAX_ROWS, Question, Rows, Settings, SqlError};
 use crate::client::net::Stream;
@@ -78,7 +78,10 @@ impl Conn {
         self.wire.begin(MAX_ANSWER);
         let said = async {
             self.wire.write(QUIT).await?;
-            self.wire.stream.shutdown().await
+            self.wire.stream.shutdown().await?;
+            // It closes once it does not count this connection any more.
+            while self.wire.stream.read(&mut [0; 256]).await? > 0 {}
+            Ok::<(), std::io::Error>(())
         };
         if let Err(error) = said.await {
             tracing::debug!(%error, "MySQL closed before it was told to");

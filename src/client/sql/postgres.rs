@@ -8,7 +8,7 @@ use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use futures_util::StreamExt;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -61,7 +61,7 @@ impl Conn {
         }
         let private = settings.tls.is_some() || matches!(settings.endpoint, Endpoint::Unix(_));
         let room = Arc::new(AtomicUsize::new(MAX_ANSWER));
-        let stream = Bounded { stream, room: room.clone(), first: Vec::new(), private };
+        let stream = Bounded { stream, room: room.clone(), first: Vec::new(), private, shut: false };
         let mut config = Config::new();
         config.user(&settings.username).dbname(&settings.database).application_name(USER_AGENT).ssl_mode(SslMode::Disable);
         if let Some(password) = password {
@@ -210,6 +210,8 @@ struct Bounded {
     first: Vec<u8>,
     /// Whether nobody else can read along.
     private: bool,
+    /// Whether our side is shut down.
+    shut: bool,
 }
 
 /// How many bytes of the first message are judged: kind, length, the kind of login.
@@ -218,7 +220,7 @@ const FIRST: usize = 9;
 impl AsyncRead for Bounded {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
-        std::task::ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
+        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
         let came = &buf.filled()[before..];
         let room = self.room.load(Ordering::Relaxed);
         if came.len() > room {
@@ -268,8 +270,21 @@ impl AsyncWrite for Bounded {
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_flush(cx)
     }
+    /// The library says goodbye, and then shuts down: it is done once the server has closed, and does not count this
+    /// connection any more.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
+        if !self.shut {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.shut = true;
+        }
+        loop {
+            let (mut room, stream) = ([0; 256], &mut self.stream);
+            let mut room = ReadBuf::new(&mut room);
+            ready!(Pin::new(stream).poll_read(cx, &mut room))?;
+            if room.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
     }
 }
 
