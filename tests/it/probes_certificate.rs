@@ -10,7 +10,7 @@ use proctor::model::{ProbeResult, Reason, Sight, Timestamp};
 use super::probes_web::{ask_target, failed, value, well};
 use super::support::hostile::{Manner, hostile};
 use super::support::nginx::{Authority, Nginx};
-use super::support::process::{Process, eventually, free_port, program};
+use super::support::process::{Process, eventually, free_port, install, program};
 use super::support::proctor::Proctor;
 use super::support::smtp::{Manners, Quirk, Sink, Wire};
 use super::support::watched::Watched;
@@ -543,7 +543,7 @@ async fn folders_that_may_not_be_read_make_it_blind_and_it_says_the_one_line_tha
     std::fs::copy(nginx.certificate_file(), root.join("archive/coursys/fullchain1.pem")).expect("is copied");
     std::fs::copy(nginx.ca_file(), root.join("ca.pem")).expect("is copied");
     // The program itself, where every user reaches it.
-    std::fs::copy(env!("CARGO_BIN_EXE_proctor"), root.join("proctor")).expect("is copied");
+    install(Path::new(env!("CARGO_BIN_EXE_proctor")), &root.join("proctor"));
     symlink("../../archive/coursys/fullchain1.pem", root.join("live/coursys/fullchain.pem")).expect("a link");
     let check = |files: &str| {
         let yaml = format!(

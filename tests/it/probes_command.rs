@@ -1,11 +1,11 @@
 //! Programs as probes, files, and their limits: on real programs and real files.
 
-use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use proctor::model::Reason;
 
-use crate::support::process::eventually;
+use crate::support::process::{eventually, install};
 use crate::support::watched::{Watched, failed, value, well};
 
 /// A script in a folder of its own.
@@ -15,8 +15,8 @@ impl Script {
     fn new(text: &str) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let script = Self(folder);
-        std::fs::write(script.path("check"), format!("#!/bin/sh\n{text}\n")).expect("is written");
-        std::fs::set_permissions(script.path("check"), PermissionsExt::from_mode(0o755)).expect("is ours");
+        std::fs::write(script.path("text"), format!("#!/bin/sh\n{text}\n")).expect("is written");
+        install(Path::new(&script.path("text")), Path::new(&script.path("check")));
         script
     }
 

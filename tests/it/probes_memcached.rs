@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use proctor::changes::Kind;
-use proctor::model::{Reason, Timestamp};
+use proctor::model::{ProbeResult, Reason, Timestamp};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -31,7 +31,10 @@ impl Memcached {
         let mut command = Command::new(program("memcached")?);
         command.args(["-u", "nobody", "-l", "127.0.0.1", "-p"]).arg(port.to_string()).args(more);
         let process = Process::start(&mut command, &folder.path().join("memcached.log"));
-        eventually("memcached listens", Duration::from_secs(20), || async { TcpStream::connect(("127.0.0.1", port)).await.ok() }).await;
+        let listens = || async { TcpStream::connect(("127.0.0.1", port)).await.ok() };
+        let mut first = eventually("memcached listens", Duration::from_secs(20), listens).await;
+        // A connection is counted when its thread begins with it: once it is answered, that is over.
+        assert!(Self::say(&mut first, b"version\r\n").await.starts_with("VERSION"));
         Some(process)
     }
 
@@ -121,12 +124,12 @@ async fn at_its_limit_of_connections_the_counters_are_still_seen_and_the_reason_
         })
         .await;
         failed(&result, Reason::Saturated, words);
-        // The counters are asked before the new connection, so that the next run tells of this one.
-        let result = watched.run("cache").await;
+        // The counters are asked before the new connection, and a refusal is counted after it: a later run tells of it.
+        let refused = ["memcached_connections_rejected_total", "memcached_connections_listener_disabled_total"];
+        let counts = |result: &ProbeResult| refused.iter().any(|name| value(result, name, "") > Some(0.0));
+        let result = watched.until("cache", "the refusal is counted", 30, counts).await;
         // It keeps some for itself, so that it counts fewer than its limit.
         assert_eq!(value(&result, "memcached_max_connections", ""), Some(40.0), "{manner:?}");
-        let refused = ["memcached_connections_rejected_total", "memcached_connections_listener_disabled_total"];
-        assert!(refused.iter().any(|name| value(&result, name, "") > Some(0.0)), "{manner:?}: {:?}", result.samples);
         assert_eq!(value(&result, "memcached_up", ""), Some(0.0));
         held.lock().unwrap().clear();
         watched.until("cache", "connections are free again", 30, |result| result.is_success()).await;

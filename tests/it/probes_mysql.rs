@@ -32,13 +32,37 @@ async fn mariadb(more: &[&str]) -> Option<(Mariadb, tempfile::TempDir)> {
 }
 
 fn watched_at(address: &str, folder: &Path, more: &str) -> Watched {
+    watched_for("10s", address, folder, more)
+}
+
+fn watched_for(timeout: &str, address: &str, folder: &Path, more: &str) -> Watched {
     let password = folder.join("password");
     let (password, more) = (password.display(), more.to_owned());
-    Watched::new(&format!("  db:\n    timeout: 3s\n    mysql: {{address: '{address}', password_file: {password}, {more}}}"))
+    Watched::new(&format!("  db:\n    timeout: {timeout}\n    mysql: {{address: '{address}', password_file: {password}, {more}}}"))
 }
 
 fn watched(port: u16, folder: &Path, more: &str) -> Watched {
     watched_at(&format!("127.0.0.1:{port}"), folder, more)
+}
+
+/// Runs the probe once so many connections are left: those of a client that has ended go a moment later.
+async fn alone(watched: &Watched, left: f64) -> ProbeResult {
+    let alone = |result: &ProbeResult| value(result, "mysql_connections_left", "") == Some(left);
+    watched.until("db", "nobody else is connected any more", 30, alone).await
+}
+
+/// Waits until so many of our connections are left there, of the three that the user may have.
+async fn ended(mariadb: &Mariadb, left: &str) {
+    eventually("connections of ours have ended", Duration::from_secs(30), || async { (ours(mariadb) == left).then_some(()) }).await;
+}
+
+/// Waits until the server has counted so many refused logins, which it does after it has said so.
+async fn refused(mariadb: &Mariadb, count: u64) {
+    eventually("the refused login is counted", Duration::from_secs(30), || async {
+        (mariadb.counter("Aborted_connects") >= count).then_some(())
+    })
+    .await;
+    assert_eq!(mariadb.counter("Aborted_connects"), count);
 }
 
 fn ours(mariadb: &Mariadb) -> String {
@@ -50,7 +74,7 @@ async fn what_is_asked_is_told_under_the_exporters_names_over_one_connection() {
     let Some((mariadb, folder)) = mariadb(&[]).await else { return };
     let queries = "database: courses, queries: {mails: {sql: 'SELECT status, count(*) AS n FROM mails GROUP BY 1', labels: [status]}}";
     let watched = watched(mariadb.port, folder.path(), queries);
-    let result = watched.run("db").await;
+    let result = alone(&watched, 150.0).await;
     well(&result, true);
     for (name, label, wanted) in [
         ("mysql_up", "", 1.0),
@@ -86,7 +110,7 @@ async fn what_is_asked_is_told_under_the_exporters_names_over_one_connection() {
         well(&anew.run("db").await, true);
     }
     drop((watched, anew));
-    eventually("the connections have ended", Duration::from_secs(20), || async { (ours(&mariadb) == "0").then_some(()) }).await;
+    ended(&mariadb, "0").await;
     assert_eq!((mariadb.counter("Aborted_clients"), mariadb.counter("Aborted_connects")), (0, 0));
 }
 
@@ -95,21 +119,21 @@ async fn each_way_to_be_turned_away_has_its_reason_and_a_way_back() {
     let Some((mariadb, folder)) = mariadb(&["--max-connections=10"]).await else { return };
     let less = watched(mariadb.port, folder.path(), "login_every: 0s");
     mariadb.ask("REVOKE PROCESS, REPLICA MONITOR ON *.* FROM proctor@'%'");
-    let result = less.run("db").await;
+    // How many are left is seen without any right.
+    let result = alone(&less, 9.0).await;
     well(&result, false);
     let Sight::Partial { missing, remedy } = &result.sight else { panic!("{:?}", result.sight) };
     assert!(missing.contains("idle in a transaction") && missing.contains("the replication"), "{missing}");
     assert_eq!(remedy, "run GRANT PROCESS, REPLICA MONITOR ON *.* TO 'proctor'@'%'");
-    assert_eq!(value(&result, "mysql_connections_left", ""), Some(9.0), "which needs no right");
     mariadb.ask(remedy.strip_prefix("run ").expect("is a line to run"));
     well(&less.run("db").await, true);
 
     secret(folder.path(), "wrong");
     let all = watched(mariadb.port, folder.path(), "");
     failed(&all.run("db").await, Reason::Auth, "Access denied for user 'proctor'");
-    let tried = mariadb.counter("Aborted_connects");
+    refused(&mariadb, 1).await;
     failed(&all.run("db").await, Reason::Auth, "Access denied for user 'proctor'");
-    assert_eq!(mariadb.counter("Aborted_connects"), tried, "the same password is not tried again at once");
+    assert_eq!(mariadb.counter("Aborted_connects"), 1, "the same password is not tried again at once");
     secret(folder.path(), "hunter2");
     well(&all.run("db").await, true);
     for (more, reason, words) in [
@@ -119,15 +143,20 @@ async fn each_way_to_be_turned_away_has_its_reason_and_a_way_back() {
         ("database: courses, queries: {a: {sql: SELECT nothing FROM mails}}", Reason::Missing, "Unknown column"),
         ("tls: true", Reason::Tls, "does not offer encryption"),
     ] {
+        ended(&mariadb, "2").await;
         failed(&watched(mariadb.port, folder.path(), more).run("db").await, reason, words);
     }
+    ended(&mariadb, "2").await;
     mariadb.ask("GRANT SELECT ON *.* TO proctor@'%'");
     failed(&watched(mariadb.port, folder.path(), "database: nowhere").run("db").await, Reason::Missing, "Unknown database");
     let tried = mariadb.counter("Aborted_connects");
     mariadb.ask("ALTER USER proctor@'%' ACCOUNT LOCK");
     failed(&less.run("db").await, Reason::Auth, "account is locked");
     mariadb.ask("ALTER USER proctor@'%' ACCOUNT UNLOCK");
-    assert!(mariadb.counter("Aborted_connects") > tried, "that refusals are counted there is no accident");
+    eventually("that refusals are counted there is no accident", Duration::from_secs(30), || async {
+        (mariadb.counter("Aborted_connects") > tried).then_some(())
+    })
+    .await;
 
     mariadb.ask("SET GLOBAL read_only = ON");
     let result = all.run("db").await;
@@ -139,13 +168,8 @@ async fn each_way_to_be_turned_away_has_its_reason_and_a_way_back() {
     mariadb.ask("KILL USER proctor");
     well(&all.run("db").await, true);
     // All are taken: whoever is in says so, and so does whoever is not.
-    let left = value(&all.run("db").await, "mysql_connections_left", "").expect("is known");
-    mariadb.ask(&format!("SET GLOBAL max_connections = {}", 10));
-    let mut held = Vec::new();
-    for _ in 0..left as usize {
-        let client = mariadb.client();
-        held.push(client);
-    }
+    alone(&all, 9.0).await;
+    let held: Vec<_> = (0..9).map(|_| mariadb.client()).collect();
     let result = all.until_failed("db", "no connection is left", 30, Reason::Saturated, "no connection is left for the site").await;
     assert_eq!(value(&result, "mysql_up", ""), Some(1.0));
     failed(&watched(mariadb.port, folder.path(), "").run("db").await, Reason::Saturated, "no login gets in");
@@ -159,8 +183,8 @@ async fn a_frozen_server_is_waited_for_with_one_connection_and_a_host_is_never_b
     // Broken logins are counted by address, and not those of 127.0.0.1.
     let host = own_address().map_or_else(|| "127.0.0.1".to_owned(), |own| own.to_string());
     let address = format!("{host}:{}", mariadb.port);
-    let (inside, outside) = (watched_at(&address, folder.path(), ""), watched_at(&address, folder.path(), ""));
-    well(&inside.run("db").await, true);
+    let (inside, outside) = (watched_for("3s", &address, folder.path(), ""), watched_for("3s", &address, folder.path(), ""));
+    inside.until("db", "it lets in", 30, ProbeResult::is_success).await;
     mariadb.process.signal("STOP");
     for _ in 0..4 {
         let (inside, outside) = tokio::join!(inside.run("db"), outside.run("db"));
@@ -217,15 +241,20 @@ async fn who_idles_in_a_transaction_and_who_holds_up_whom_is_said_without_any_qu
     assert!(evidence.contains("(root, , sleep, its transaction open for") && evidence.contains("holds up thread"), "{evidence}");
     assert!(!evidence.contains("topsecret"), "{evidence}");
     third.say("ALTER TABLE courses.mails ADD COLUMN topsecret text;");
-    let result = seldom(&watched, "one waits for the table", |result| value(result, "mysql_lock_waits", "table") == Some(1.0)).await;
+    // The server counts whole seconds.
+    let result = seldom(&watched, "one waits for the table, and one of both for a second", |result| {
+        value(result, "mysql_lock_waits", "table") == Some(1.0)
+            && value(result, "mysql_lock_wait_max_seconds", "").is_some_and(|waits| waits >= 1.0)
+    })
+    .await;
     well(&result, true);
-    assert!(value(&result, "mysql_lock_wait_max_seconds", "").is_some_and(|waits| waits >= 1.0));
     // A query of the configuration waits for that no longer than a second, and is in nobody's way after it.
     let impatient =
         super::probes_mysql::watched(mariadb.port, folder.path(), "queries: {a: {sql: SELECT count(*) AS n FROM courses.mails}}");
     failed(&impatient.run("db").await, Reason::AnswerTimeout, "somebody holds a lock on it");
     drop(holder);
     seldom(&watched, "nobody waits", |result| value(result, "mysql_lock_wait_max_seconds", "") == Some(0.0)).await;
+    drop((watched, impatient));
     let spoil = "DELIMITER //\nCREATE FUNCTION courses.spoil() RETURNS int BEGIN DELETE FROM courses.mails; RETURN 1; END//";
     mariadb.ask(spoil);
     for (sql, reason, words) in [
@@ -241,6 +270,7 @@ async fn who_idles_in_a_transaction_and_who_holds_up_whom_is_said_without_any_qu
         ),
     ] {
         let more = format!("database: courses, statement_timeout: 500ms, queries: {{bad: {{sql: '{sql}'}}, good: {{sql: SELECT 7 AS n}}}}");
+        ended(&mariadb, "0").await;
         let result = super::probes_mysql::watched(mariadb.port, folder.path(), &more).run("db").await;
         failed(&result, reason, words);
         assert_eq!((value(&result, "mysql_up", ""), value(&result, "mysql_query_success", "bad")), (Some(1.0), Some(0.0)), "{sql}");
@@ -266,12 +296,12 @@ async fn encryption_is_asked_for_and_verified_and_a_replica_is_watched() {
     failed(&watched_at(&address, folder.path(), "").run("db").await, Reason::Auth, "one that wants encryption (tls: true)");
     failed(&watched_at(&address, folder.path(), &wrong).run("db").await, Reason::Certificate, "");
     failed(&watched(mariadb.port, folder.path(), &right).run("db").await, Reason::Certificate, "");
-    let counted = mariadb.counter("Aborted_connects");
+    refused(&mariadb, 3).await;
     let replica = watched_at(&address, folder.path(), &format!("writable: false, {right}"));
     let result = replica.run("db").await;
     well(&result, true);
     assert_eq!(value(&result, "mysql_slave_status_slave_io_running", ""), None, "it is no replica");
-    assert_eq!(mariadb.counter("Aborted_connects"), counted);
+    assert_eq!(mariadb.counter("Aborted_connects"), 3);
     // It cannot reach its primary, and applies what it has: which the lag alone does not say.
     mariadb.ask(&format!("CHANGE MASTER TO master_host = '127.0.0.1', master_port = {}, master_user = 'nobody'; START SLAVE", free_port()));
     let runs = |result: &ProbeResult| value(result, "mysql_slave_status_slave_sql_running", "") == Some(1.0);
@@ -330,7 +360,7 @@ async fn a_server_that_does_what_none_should_has_its_reason_in_time() {
     ] {
         let told = format!("{manner:?}").chars().take(90).collect::<String>();
         let port = hostile(manner).await;
-        let result = watched(port, folder.path(), "").run("db").await;
+        let result = watched_for("3s", &format!("127.0.0.1:{port}"), folder.path(), "").run("db").await;
         let failure = result.outcome.as_ref().expect_err(&told);
         assert_eq!(failure.reason, reason, "{told}: {failure}");
         assert!(failure.detail.contains(&port.to_string()) && !failure.detail.contains("hunter2"), "{failure}");

@@ -114,12 +114,25 @@ impl Nginx {
     }
 
     async fn ready(&self) {
-        eventually("nginx listens", Duration::from_secs(10), || async {
+        eventually("nginx listens", Duration::from_secs(30), || async {
             tokio::net::TcpStream::connect(("127.0.0.1", self.https)).await.ok().map(drop)
         })
         .await;
         // It listens before it has a worker.
-        eventually("nginx has a worker", Duration::from_secs(10), || async { (!self.children().is_empty()).then_some(()) }).await;
+        self.served_by("nginx has a worker", |_| true).await;
+    }
+
+    /// Waits until it has workers, and only such ones, that have begun: a child is one once it has its name.
+    async fn served_by(&self, what: &str, wanted: impl Fn(&String) -> bool) {
+        let serves = |pid: &String| {
+            let title = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            wanted(pid) && title.starts_with("nginx: worker process")
+        };
+        eventually(what, Duration::from_secs(30), || async {
+            let workers = self.children();
+            (!workers.is_empty() && workers.iter().all(serves)).then_some(())
+        })
+        .await;
     }
 
     /// The file with the authority's certificate.
@@ -144,14 +157,9 @@ impl Nginx {
 
     /// Tells the master to read its configuration again, and waits until only new workers serve.
     pub(crate) async fn reload(&self) {
-        let workers = || self.children();
-        let before = workers();
+        let before = self.children();
         self.tell("HUP");
-        eventually("nginx serves by new workers", Duration::from_secs(10), || async {
-            let now = workers();
-            (!now.is_empty() && now.iter().all(|pid| !before.contains(pid))).then_some(())
-        })
-        .await;
+        self.served_by("nginx serves by new workers", |pid| !before.contains(pid)).await;
     }
 
     /// Its folder, with `nginx.conf`, `nginx.pid` and the logs.

@@ -58,6 +58,20 @@ impl Drop for Process {
 /// Sends a signal to a process group.
 pub(crate) fn signal_group(pid: u32, name: &str) {
     let _ = Command::new("kill").args([&format!("-{name}"), "--", &format!("-{pid}")]).stderr(Stdio::null()).status();
+    if name == "STOP" {
+        let of_group = |process: &procfs::process::Process| process.stat().is_ok_and(|stat| i64::from(stat.pgrp) == i64::from(pid));
+        procfs::process::all_processes().expect("/proc is there").flatten().filter(of_group).for_each(|process| stopped(process.pid));
+    }
+}
+
+/// Waits until a process has stopped as a whole: one of its threads takes the signal, and the others go on until it has.
+fn stopped(pid: i32) {
+    let begin = std::time::Instant::now();
+    let runs = |task: procfs::process::Task| task.stat().is_ok_and(|stat| !['T', 't', 'Z', 'X'].contains(&stat.state));
+    while procfs::process::Process::new(pid).and_then(|process| process.tasks()).is_ok_and(|tasks| tasks.flatten().any(runs)) {
+        assert!(begin.elapsed() < Duration::from_secs(30), "process {pid} does not stop");
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Sends a signal to a process and all its descendants, in whatever groups they are, the youngest first.
@@ -66,6 +80,9 @@ pub(crate) fn signal_tree(pid: &str, name: &str) {
         signal_tree(child, name);
     }
     let _ = Command::new("kill").args([&format!("-{name}"), pid]).stderr(Stdio::null()).status();
+    if name == "STOP" {
+        stopped(pid.parse().expect("is the number of a process"));
+    }
 }
 
 /// Returns a port that is free, each only once in this process: tests run at the same time. It is none of those from which the
@@ -99,6 +116,13 @@ pub(crate) async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, wit
         assert!(begin.elapsed() < within, "not within {within:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// Puts a program at a place from which it can be run at once, by everybody. Another program writes it: what this process
+/// has open for writing, a child that another test starts just then has too for a moment, and such a file cannot be run.
+pub(crate) fn install(from: &Path, to: &Path) {
+    let done = Command::new("install").args(["-m", "0755"]).args([from, to]).status();
+    assert!(done.is_ok_and(|status| status.success()), "{} is put at {}", from.display(), to.display());
 }
 
 /// Finds a program of the stack; where it is missing the test fails under `REQUIRE_SERVICES=1` and says that it is

@@ -239,11 +239,14 @@ impl Mariadb {
         let (install, server) = (program("mariadb-install-db")?, program("mariadbd")?);
         let folder = folder_of("mysql");
         let data = folder.path().join("db");
+        // A server that starts removes what it finds of temporary tables in its folder for them: in /tmp, another's.
         let mut installing = as_user("mysql", &install);
+        installing.env("TMPDIR", folder.path());
         installing.args(["--no-defaults", "--auth-root-authentication-method=normal", "--skip-test-db"]);
         run(installing.arg(format!("--datadir={}", data.display())));
         let port = free_port();
         let mut command = as_user("mysql", &server);
+        command.env("TMPDIR", folder.path());
         command.args(["--no-defaults", "--bind-address=0.0.0.0", "--max-connect-errors=3", "--innodb-flush-log-at-trx-commit=0"]);
         command.args([format!("--datadir={}", data.display()), format!("--port={port}")]);
         command.arg(format!("--socket={}", folder.path().join("socket").display())).args(more);
