@@ -109,12 +109,12 @@ async fn a_frozen_and_a_closed_far_end_a_frozen_and_a_killed_ssh_have_four_reaso
     let Some(mut postgres) = Postgres::start(false).await else { return };
     let Some(mut tunnel) = Tunnel::to(&[&format!("127.0.0.1:{}", postgres.port)]).await else { return };
     let port = tunnel.ports[0];
-    let probe = Probe::of(port, "postgres", "", Duration::from_secs(1));
+    let probe = Probe::of(port, "postgres", "", Duration::from_secs(2));
     probe.recovers().await;
 
     postgres.process.signal("STOP");
     let result = probe.ask().await;
-    failed(&result, Reason::RemoteSilent, &format!("no answer within 1s: 127.0.0.1:{port}: connected after "));
+    failed(&result, Reason::RemoteSilent, &format!("no answer within 2s: 127.0.0.1:{port}: connected after "));
     failed(
         &result,
         Reason::RemoteSilent,
@@ -202,7 +202,7 @@ async fn sql_server_is_asked_by_the_bytes_of_its_documentation() {
 async fn whatever_is_frozen_one_connection_is_left_behind_at_most() {
     let Some(postgres) = Postgres::start(false).await else { return };
     let Some(tunnel) = Tunnel::to(&[&format!("127.0.0.1:{}", postgres.port)]).await else { return };
-    let probe = Probe::of(tunnel.ports[0], "postgres", "", Duration::from_secs(1));
+    let probe = Probe::of(tunnel.ports[0], "postgres", "", Duration::from_secs(2));
     for (frozen, port, reason) in
         [(&postgres.process, postgres.port, Reason::RemoteSilent), (&tunnel.ssh, tunnel.ports[0], Reason::SshHung)]
     {
@@ -255,7 +255,7 @@ async fn another_program_on_the_port_is_named_and_not_asked() {
     failed(&result, Reason::WrongOwner, "ExitOnForwardFailure=yes");
     assert_eq!(waiting(port), 0, "it was not asked");
     let name = std::fs::read_to_string("/proc/self/comm").expect("it is there");
-    let probe = Probe::of(port, "mysql", &format!(", owner: [ssh, {}]", name.trim()), Duration::from_millis(300));
+    let probe = Probe::of(port, "mysql", &format!(", owner: [ssh, {}]", name.trim()), Duration::from_secs(3));
     failed(&probe.ask().await, Reason::SshHung, "hangs: start the tunnel again");
 }
 

@@ -328,6 +328,7 @@ impl Tunnel {
         if let Ok(Some(Listener { queue, .. })) = &listener {
             rec.set(&QUEUE, f64::from(queue.waiting.saturating_sub(u32::from(own))));
         }
+        rec.waiting(Reason::AnswerTimeout, format!("looking for the process that holds {address}"));
         let owner = self.owner(rec, &mut kept, &listener).await;
         if owner.is_err() {
             kept.open = None;
