@@ -8,12 +8,10 @@ use std::time::Duration;
 use super::support::nodes::Nodes;
 use super::support::process::eventually;
 use super::support::proctor::Proctor;
-use super::support::rabbitmq::Rabbitmq;
+use super::support::rabbitmq::{PERMISSIONS, Rabbitmq};
 use super::support::site::{Celery, Markup};
 use super::support::smtp::Sink;
 
-/// What docs/probes/celery.md says that the user needs.
-const PERMISSIONS: [&str; 3] = [r"^amq\.gen-.*$", r"^(amq\.default|amq\.gen-.*|celery\.pidbox)$", r"^(amq\.gen-.*|celeryev)$"];
 /// Nodes, each of the queue before its dash.
 const NODES: [&str; 7] = ["batch", "email", "lost", "old", "other", "photo", "sims"];
 

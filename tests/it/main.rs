@@ -49,6 +49,7 @@ mod probes_web;
 mod promql;
 mod remediate;
 mod rules;
+mod shown;
 mod soak;
 mod start;
 mod support;

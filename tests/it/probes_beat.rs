@@ -7,7 +7,7 @@ use std::time::Duration;
 use proctor::model::{ProbeResult, Reason, Sight};
 
 use super::support::process::{eventually, program};
-use super::support::rabbitmq::Rabbitmq;
+use super::support::rabbitmq::{PERMISSIONS, Rabbitmq};
 use super::support::site::Celery;
 use super::support::watched::{Watched, failed, value, well};
 
@@ -96,9 +96,8 @@ fn a_schedule_that_may_not_be_seen_is_neither_red_nor_green() {
 async fn a_beat_that_hangs_is_told_from_one_that_sends_what_nobody_runs() {
     // With heartbeats as RabbitMQ has them: with short ones a busy machine loses connections.
     let Some(mut rabbitmq) = Rabbitmq::start_with(false, "heartbeat = 60\n").await else { return };
-    // What docs/probes/rabbitmq.md says that probes need which ask over that one, and less.
-    let write = r"^(amq\.default|amq\.gen-.*|celery\.pidbox)$";
-    rabbitmq.user("proctor", "/", [r"^amq\.gen-.*$", write, r"^(amq\.gen-.*|celeryev)$"]);
+    // What probes need which ask over that one, and less.
+    rabbitmq.user("proctor", "/", PERMISSIONS);
     rabbitmq.user("poor", "/", ["^$", "^$", "^$"]);
     let folder = tempfile::tempdir().expect("a folder can be made");
     let schedule = folder.path().join("celerybeat-schedule");

@@ -2,6 +2,7 @@
 
 use proctor::model::{ProbeResult, Reason, Sight};
 
+use super::docs::block;
 use super::support::database::secret;
 use super::support::process::eventually;
 use super::support::site::Celery;
@@ -28,6 +29,11 @@ async fn a_beat_that_keeps_its_schedule_in_the_database_is_seen_to_move_to_hang_
     assert!(missing.contains("the periodic tasks in the database"), "{missing}");
     let grants = remedy.strip_prefix("run ").expect("is a line to run");
     grants.split(';').for_each(|grant| drop(postgres.ask(grant)));
+    assert_eq!(watched_for("").run("beat").await.sight, Sight::Full);
+    // What the page says does the same.
+    postgres.ask("REVOKE ALL ON ALL TABLES IN SCHEMA public FROM proctor");
+    assert!(matches!(watched_for("").run("beat").await.sight, Sight::Blind { .. }));
+    postgres.ask(&block("probes/beat.md", "sql", 0, &[]));
 
     let usual = watched_for("");
     let sent =

@@ -7,13 +7,10 @@ use proctor::client::amqp::Properties;
 use proctor::model::{ProbeResult, Reason, Sight};
 
 use super::support::nodes::Nodes;
-use super::support::rabbitmq::Rabbitmq;
+use super::support::rabbitmq::{PERMISSIONS, Rabbitmq};
 use super::support::watched::{Watched, failed, fails, value, well};
 
 const QUEUES: [&str; 5] = ["batch", "email", "fast", "photo", "sims"];
-
-/// What docs/probes/celery.md says that the user needs.
-const PERMISSIONS: [&str; 3] = [r"^amq\.gen-.*$", r"^(amq\.default|amq\.gen-.*|celery\.pidbox)$", r"^(amq\.gen-.*|celeryev)$"];
 
 /// What stands below `probes` for a broker that is asked as `user`; `more` are keys of the probe celery.
 fn text(rabbitmq: &Rabbitmq, user: &str, more: &str) -> String {

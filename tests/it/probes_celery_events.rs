@@ -8,12 +8,10 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use super::support::nodes::Nodes;
-use super::support::rabbitmq::Rabbitmq;
+use super::support::rabbitmq::{PERMISSIONS, Rabbitmq};
 use super::support::watched::{Watched, well};
 
-/// What docs/probes/celery.md says that the user needs.
-const PERMISSIONS: [&str; 3] = [r"^amq\.gen-.*$", r"^(amq\.default|amq\.gen-.*|celery\.pidbox)$", r"^(amq\.gen-.*|celeryev)$"];
-/// Of these, what lets it hear and not ask.
+/// Of what the user needs, what lets it hear and not ask.
 const DUMB: [&str; 3] = [r"^amq\.gen-.*$", r"^amq\.gen-.*$", r"^(amq\.gen-.*|celeryev)$"];
 /// And what lets it ask and not hear.
 const DEAF: [&str; 3] = [PERMISSIONS[0], PERMISSIONS[1], r"^amq\.gen-.*$"];

@@ -3,7 +3,7 @@
 use proctor::model::{ProbeResult, Reason};
 
 use super::support::process::free_port;
-use super::support::rabbitmq::Rabbitmq;
+use super::support::rabbitmq::{OWN, Rabbitmq};
 use super::support::site::Markup;
 use super::support::watched::{Watched, failed, value, well};
 
@@ -12,8 +12,8 @@ async fn slow_wrong_silent_no_consumer_and_no_queue_are_five_reasons() {
     let Some(mut rabbitmq) = Rabbitmq::start(true).await else { return };
     rabbitmq.ctl(&["add_vhost", "site"]);
     rabbitmq.user("service", "site", [".*", ".*", ".*"]);
-    // The user of docs/probes/rabbitmq.md that the probe rabbitmq needs: an answer over direct reply-to needs no more.
-    rabbitmq.user("proctor", "site", ["^$", r"^amq\.default$", "^$"]);
+    // An answer over direct reply-to needs no more.
+    rabbitmq.user("proctor", "site", OWN);
     rabbitmq.user("poor", "site", ["^$", "^$", "^$"]);
     let (port, plugin) = (rabbitmq.port, rabbitmq.prometheus);
     let login =

@@ -6,6 +6,7 @@ use std::time::Duration;
 use proctor::model::{ProbeResult, Reason, Sight};
 use tokio::io::AsyncReadExt;
 
+use super::docs::block;
 use super::probes_tunnel::own_address;
 use super::support::database::secret;
 use super::support::hostile::{Manner, hostile};
@@ -14,18 +15,18 @@ use super::support::process::{eventually, free_port};
 use super::support::tunnel::Mariadb;
 use super::support::watched::{Watched, failed, value, well};
 
-/// The user of docs/probes/mysql.md, and a table of the site.
-const USER: &str = "
-    CREATE USER proctor@'%' IDENTIFIED BY 'hunter2' WITH MAX_USER_CONNECTIONS 3;
-    GRANT PROCESS, REPLICA MONITOR ON *.* TO proctor@'%';
+/// A user and a table of the site.
+const SITE: &str = "
     CREATE USER site@'%' IDENTIFIED BY 'site';
     CREATE DATABASE courses; CREATE TABLE courses.mails (id int PRIMARY KEY, status text);
-    INSERT INTO courses.mails VALUES (1, 'sent'), (2, 'sent'), (3, 'failed'); GRANT SELECT ON courses.mails TO proctor@'%'";
+    INSERT INTO courses.mails VALUES (1, 'sent'), (2, 'sent'), (3, 'failed');";
 
-/// A MariaDB with that user.
+/// A MariaDB with that, and the user of its page, from wherever he comes.
 async fn mariadb(more: &[&str]) -> Option<(Mariadb, tempfile::TempDir)> {
     let mariadb = Mariadb::start(more).await?;
-    mariadb.ask(USER);
+    let user = block("probes/mysql.md", "sql", 0, &[("'…'", "'hunter2'"), ("'127.0.0.1'", "'%'"), ("coursys.", "courses.")]);
+    let lines = user.lines().filter(|line| !line.contains("-- MySQL"));
+    mariadb.ask(&(SITE.to_owned() + &lines.collect::<Vec<_>>().join("\n")));
     let folder = tempfile::tempdir().expect("a folder can be made");
     secret(folder.path(), "hunter2\n");
     Some((mariadb, folder))

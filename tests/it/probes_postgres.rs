@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use proctor::model::{ProbeResult, Reason, Sight};
 
+use super::docs::block;
 use super::support::database::secret;
 use super::support::hostile::{Manner, hostile};
 use super::support::nginx::Authority;
@@ -12,18 +13,17 @@ use super::support::process::{eventually, free_port};
 use super::support::tunnel::Postgres;
 use super::support::watched::{Watched, failed, value, well};
 
-/// The user of docs/probes/postgres.md, and a table of the site.
-const USER: &str = "
-    CREATE ROLE proctor LOGIN PASSWORD 'hunter2' CONNECTION LIMIT 3; GRANT pg_monitor TO proctor;
-    CREATE ROLE site LOGIN; CREATE TABLE mails (id int PRIMARY KEY, status text); INSERT INTO mails VALUES (1, 'sent'), (2, 'sent'), (3, 'failed');
-    GRANT SELECT ON mails TO proctor";
+/// A user and a table of the site.
+const SITE: &str = "
+    CREATE ROLE site LOGIN; CREATE TABLE mails (id int PRIMARY KEY, status text); INSERT INTO mails VALUES (1, 'sent'), (2, 'sent'), (3, 'failed');";
 
 const LET_IN: &str = "host all proctor 127.0.0.1/32 scram-sha-256";
 
-/// A PostgreSQL with that user, who needs a password.
+/// A PostgreSQL with that, and the user of its page, who needs a password.
 async fn postgres() -> Option<(Postgres, tempfile::TempDir)> {
     let postgres = Postgres::start(false).await?;
-    for statement in USER.split(';') {
+    let user = block("probes/postgres.md", "sql", 0, &[("'…'", "'hunter2'")]);
+    for statement in (SITE.to_owned() + &user).split(';') {
         postgres.ask(statement);
     }
     postgres.let_in(LET_IN);

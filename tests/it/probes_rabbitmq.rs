@@ -15,7 +15,7 @@ use tokio::time::Instant;
 use super::probes_web::black_hole;
 use super::support::hostile::{Manner, hostile};
 use super::support::process::{eventually, free_port};
-use super::support::rabbitmq::{Rabbitmq, frame, method, open_ok, scripted, settings, start, tune};
+use super::support::rabbitmq::{OWN, PERMISSIONS, Rabbitmq, frame, method, open_ok, scripted, settings, start, tune};
 
 // The tests with a RabbitMQ have threads of their own for the connections: `ctl` blocks, and heartbeats must go on.
 
@@ -116,8 +116,8 @@ async fn a_broker_is_seen_with_little_and_says_what_more_would_show() {
     for queue in ["email", "batch"] {
         rabbitmq.queue("site", queue);
     }
-    // The user of docs/probes/rabbitmq.md: no tags, and no more than this.
-    rabbitmq.user("proctor", "site", ["^$", r"^amq\.default$", "^$"]);
+    // No tags, and no more than this.
+    rabbitmq.user("proctor", "site", OWN);
     rabbitmq.user("poor", "site", ["^$", "^$", "^$"]);
     rabbitmq.user("stranger", "/", ["^$", "^$", "^$"]);
     let login = |user: &str| format!("port: {port}, username: {user}, password_file: {}", rabbitmq.password_file(user).display());
@@ -332,9 +332,8 @@ async fn a_blocked_frozen_killed_and_starting_broker_is_followed_without_a_resta
 async fn the_client_asks_consumes_and_publishes_as_celery_and_markup_need_it() {
     let Some(rabbitmq) = Rabbitmq::start(false).await else { return };
     let said: &mut (dyn FnMut(Reason, String) + Send) = &mut |_, _| {};
-    // What docs/probes/rabbitmq.md says that probes need which ask over this one.
-    let write = r"^(amq\.default|amq\.gen-.*|celery\.pidbox)$";
-    rabbitmq.user("celery-probe", "/", [r"^amq\.gen-.*$", write, r"^(amq\.gen-.*|celeryev)$"]);
+    // What probes need which ask over this one.
+    rabbitmq.user("celery-probe", "/", PERMISSIONS);
     let declare = |name: &str, kind: &str, durable: bool| {
         let exchange = format!("{{resource, <<\"/\">>, exchange, <<\"{name}\">>}}");
         rabbitmq.ctl(&["eval", &format!("rabbit_exchange:declare({exchange}, {kind}, {durable}, false, false, [], <<\"test\">>).")]);
@@ -348,7 +347,6 @@ async fn the_client_asks_consumes_and_publishes_as_celery_and_markup_need_it() {
 
     // With any part of it less, something is refused.
     declare("celery.pidbox", "fanout", false);
-    let all = [r"^amq\.gen-.*$", write, r"^(amq\.gen-.*|celeryev)$"];
     for (part, less, refused) in [
         (0, "^$", "own_queue"),
         (1, r"^(amq\.default|celery\.pidbox)$", "bind"),
@@ -356,7 +354,7 @@ async fn the_client_asks_consumes_and_publishes_as_celery_and_markup_need_it() {
         (2, r"^amq\.gen-.*$", "bind"),
         (2, "^celeryev$", "consume"),
     ] {
-        let mut permissions = all;
+        let mut permissions = PERMISSIONS;
         permissions[part] = less;
         let user = ["set_permissions", "-p", "/", "celery-probe", permissions[0], permissions[1], permissions[2]];
         rabbitmq.ctl(&user);
@@ -371,7 +369,7 @@ async fn the_client_asks_consumes_and_publishes_as_celery_and_markup_need_it() {
         };
         assert_eq!(needs.await.expect_err(less).code(), Some(403), "{less} does not suffice to {refused}");
     }
-    rabbitmq.ctl(&["set_permissions", "-p", "/", "celery-probe", all[0], all[1], all[2]]);
+    rabbitmq.ctl(&["set_permissions", "-p", "/", "celery-probe", PERMISSIONS[0], PERMISSIONS[1], PERMISSIONS[2]]);
     rabbitmq.ctl(&["eval", "rabbit_exchange:delete({resource, <<\"/\">>, exchange, <<\"celery.pidbox\">>}, false, <<\"test\">>)."]);
 
     // A queue of our own, bound to the events.

@@ -10,6 +10,7 @@ use proctor::model::{Failure, ProbeResult, Reason, Sight, Target};
 use proctor::probe::ProbeConfig;
 use proctor::probe::scheduler::{Scheduled, run};
 
+use super::docs::block;
 use super::support::hostile::{Manner, hostile};
 use super::support::process::{eventually, free_port, install};
 use super::support::tunnel::{Derby, Mariadb, Postgres, Tunnel, as_user};
@@ -367,14 +368,14 @@ async fn a_mysql_server_never_blocks_the_tunnels_host() {
     let Some(mariadb) = Mariadb::start(&[]).await else { return };
     let far = (own, mariadb.port);
     let Some(tunnel) = Tunnel::to(&[&format!("{own}:{}", mariadb.port)]).await else { return };
-    mariadb.ask("CREATE USER nobody_special@'%'");
-    let refused = Probe::new(tunnel.ports[0], "mysql");
+    mariadb.ask(&block("probes/tunnel.md", "sql", 0, &[("'the-far-host'", &format!("'{own}'"))]));
+    let refused = Probe::of(tunnel.ports[0], "mysql", ", username: a_stranger", Duration::from_secs(3));
     for _ in 0..200 {
         well(&refused.ask().await);
     }
     // It counts one that it refuses after it has said so.
     eventually("each is counted", Duration::from_secs(30), || async { (mariadb.counter("Aborted_connects") == 200).then_some(()) }).await;
-    let known = Probe::of(tunnel.ports[0], "mysql", ", username: nobody_special", Duration::from_secs(3));
+    let known = Probe::new(tunnel.ports[0], "mysql");
     for _ in 0..20 {
         well(&known.ask().await);
     }

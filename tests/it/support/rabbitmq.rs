@@ -16,6 +16,11 @@ use super::process::{Process, eventually, free_port, program};
 /// Where Debian's package keeps the programs: those in PATH change to the user rabbitmq and its folders.
 const PROGRAMS: &str = "/usr/lib/rabbitmq/bin";
 
+/// Configure, write, read: what docs/probes/rabbitmq.md says that the user of the probe rabbitmq needs.
+pub(crate) const OWN: [&str; 3] = ["^$", r"^amq\.default$", "^$"];
+/// The same for the user of all probes that ask over that one.
+pub(crate) const PERMISSIONS: [&str; 3] = [r"^amq\.gen-.*$", r"^(amq\.default|amq\.gen-.*|celery\.pidbox)$", r"^(amq\.gen-.*|celeryev)$"];
+
 /// A running RabbitMQ.
 pub(crate) struct Rabbitmq {
     /// The node, in a process group of its own.
