@@ -40,10 +40,12 @@ deb:
 	PATH="$(CURDIR)/target/tools/bin:$$PATH" $(CARGO) deb --no-build
 
 BASE ?= debian:12-slim
-## Makes the docker image `proctor` of the built binary, on BASE.
+IMAGE ?= proctor
+BUILT ?= target/release
+## Makes the docker image IMAGE of the binary in BUILT, on BASE.
 image:
 	$(CARGO) build --release --locked
-	tar -c -C target/release proctor -C $(CURDIR)/deploy Dockerfile | docker build --build-arg BASE=$(BASE) -t proctor -
+	tar -c -C $(BUILT) proctor -C $(CURDIR)/deploy Dockerfile | docker build --build-arg BASE=$(BASE) -t $(IMAGE) -
 
 CASES ?= 20000
 ## What is too slow for every change: hostile input for every parser of ours, in many cases (CASES) and by fuzzing

@@ -11,9 +11,11 @@ use proctor::model::Problems;
 use proctor::model::yaml::{self, Node, Value};
 use regex::Regex;
 
+use crate::docs::adapted;
 use crate::life::stack;
-use crate::support::docker::{Container, docker};
+use crate::support::docker::{Compose, Container, docker};
 use crate::support::gunicorn::venv;
+use crate::support::nginx::Authority;
 use crate::support::process::{eventually, program};
 
 fn root() -> &'static Path {
@@ -51,26 +53,15 @@ fn the_demo_shows_two_mails_and_a_repair_and_leaves_nothing_behind() {
     assert_eq!(said(&left), "", "no process is left");
 }
 
-/// Builds the image of `deploy/Dockerfile` with the binary of the tests on a base that the tests have.
-fn image(socket: &Path) -> String {
-    let name = format!("proctor-of-tests-{}", std::process::id());
-    let binary = Path::new(env!("CARGO_BIN_EXE_proctor"));
-    let mut tar = Command::new("tar")
-        .args(["-c", "-C"])
-        .arg(binary.parent().expect("a folder"))
-        .args(["proctor", "-C"])
-        .arg(root().join("deploy"))
-        .arg("Dockerfile")
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("tar runs");
-    let output = Command::new("docker")
-        .args(["-H", &format!("unix://{}", socket.display()), "build", "--network", "none", "--build-arg", "BASE=proctor-systemd"])
-        .args(["-t", &name, "-"])
-        .stdin(tar.stdout.take().expect("is piped"))
-        .output()
-        .expect("docker runs");
-    assert!(tar.wait().expect("it ends").success() && output.status.success(), "{}", said(&output));
+/// Has `make image` build it, with the binary of the tests on a base that the tests have.
+fn image(socket: &Path, test: &str) -> String {
+    let name = format!("proctor-of-{test}-{}", std::process::id());
+    let built = Path::new(env!("CARGO_BIN_EXE_proctor")).parent().expect("a folder");
+    let mut make = Command::new("make");
+    make.arg("image").args(["CARGO=true", "BASE=proctor-systemd"]).arg(format!("BUILT={}", built.display()));
+    let output = make.arg(format!("IMAGE={name}")).current_dir(root()).env("DOCKER_HOST", format!("unix://{}", socket.display())).output();
+    let output = output.expect("make runs");
+    assert!(output.status.success(), "{}", said(&output));
     name
 }
 
@@ -81,7 +72,7 @@ async fn the_image_runs_as_nobody_on_a_read_only_root_and_its_health_is_its_own(
     std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
     let config = folder.path().join("proctor.yml");
     std::fs::write(&config, "probes: {dead: {tcp: {address: '127.0.0.1:1'}}}\n").expect("is written");
-    let image = image(&socket);
+    let image = image(&socket, "one");
     let mount = format!("{}:/etc/proctor/proctor.yml:ro", config.display());
     let container = Container::of_image(
         &socket,
@@ -121,6 +112,88 @@ async fn the_image_runs_as_nobody_on_a_read_only_root_and_its_health_is_its_own(
     assert_eq!(container.inspect("{{.State.ExitCode}}"), "0");
     drop(container);
     assert!(docker(&socket, &["rmi", "-f", &image]).0);
+}
+
+/// What stands for the programs of the site: Django answers, nginx is real, the others only run.
+const STAND_IN: &str = r#"FROM proctor-systemd
+RUN echo 'events {} http { server { listen 8000; location / { return 200 "<title>CourSys</title>"; } } }' >/site.conf
+RUN printf '#!/bin/sh\nexec nginx -c /site.conf -g "daemon off;"\n' >/usr/local/bin/gunicorn
+RUN printf '#!/bin/sh\nexec sleep infinity\n' | tee /usr/local/bin/celery >/usr/local/bin/memcached
+RUN chmod +x /usr/local/bin/*
+CMD ["sleep", "infinity"]
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn docker_compose_starts_the_site_whole_and_proctor_sees_its_nginx_its_certificate_and_its_503_mode() {
+    let (Some(socket), Some(_), Some(_)) = (stack("docker.sock"), stack("systemd-root.tar"), program("docker-compose")) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let copied = |from: &str| std::fs::read_to_string(root().join("deploy").join(from)).expect("it is there");
+    std::fs::write(at("Dockerfile"), STAND_IN).expect("is written");
+    let stand_in = format!("stand-in-of-tests-{}", std::process::id());
+    let (built, told) = docker(&socket, &["build", "-q", "-t", &stand_in, &folder.path().display().to_string()]);
+    assert!(built, "{told}");
+    let ours = image(&socket, "compose");
+
+    // The ports of this host belong to others, and no registry is to be asked.
+    let services = adapted(
+        &copied("compose/docker-compose.yml"),
+        &[
+            ("    ports: [\"80:80\", \"443:443\"]\n", "    command: nginx -g 'daemon off;'\n"),
+            ("    ports:\n      - \"127.0.0.1:9797:9797\"\n", ""),
+            ("- /etc/letsencrypt:", "- ./letsencrypt:"),
+            ("    image: proctor\n", &format!("    image: {ours}\n")),
+        ],
+    );
+    let foreign = Regex::new(r"(?m)^    image: (&site )?[a-z.]+(/[a-z./]+)?(:[0-9.]+)?$").expect("a pattern");
+    std::fs::write(at("docker-compose.yml"), &*foreign.replace_all(&services, format!("    image: ${{1}}{stand_in}"))).expect("is written");
+    std::fs::write(at("nginx.conf"), copied("compose/nginx.conf")).expect("is written");
+    let authority = Authority::new();
+    let trusted = [("address: nginx}", "address: nginx, ca_file: /etc/letsencrypt/ca.pem}")];
+    std::fs::write(at("proctor.yml"), adapted(&copied("proctor.compose.example.yml"), &trusted)).expect("is written");
+    let live = at("letsencrypt/live/coursys.example.org");
+    std::fs::create_dir_all(&live).expect("it can be made");
+    std::fs::create_dir(at("secrets")).expect("it can be made");
+    let (certificate, key) = authority.issue(&["coursys.example.org"], 2040);
+    std::fs::write(at("letsencrypt/ca.pem"), &authority.pem).expect("is written");
+    std::fs::write(live.join("fullchain.pem"), certificate).expect("is written");
+    std::fs::write(live.join("privkey.pem"), key).expect("is written");
+    for name in ["proctor-rabbitmq", "proctor-postgres", "proctor-smtp", "postgres"] {
+        let secret = at("secrets").join(name);
+        std::fs::write(&secret, "hunter2").expect("is written");
+        std::fs::set_permissions(&secret, std::os::unix::fs::PermissionsExt::from_mode(0o400)).expect("it is ours");
+        std::os::unix::fs::chown(&secret, Some(65532), Some(65532)).expect("who runs docker is root");
+    }
+    std::fs::set_permissions(folder.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755)).expect("it is ours");
+
+    let compose = Compose::up(&socket, "site", folder.path());
+    let mut wanted = keys(&read("deploy/compose/docker-compose.yml"), "services");
+    for monitoring in ["prometheus", "alertmanager", "grafana"] {
+        assert!(wanted.remove(monitoring), "{monitoring} has a profile of its own");
+    }
+    let (_, running) = compose.run(&["ps", "--services", "--filter", "status=running"]);
+    assert_eq!(running.lines().map(str::to_owned).collect::<BTreeSet<_>>(), wanted, "{}", compose.run(&["logs", "--tail", "20"]).1);
+    let check = ["exec", "-T", "proctor", "proctor", "check", "--only", "web", "--only", "certs"];
+    let well = || async { compose.run(&check).0.then_some(()) };
+    let limit = Duration::from_secs(120);
+    if tokio::time::timeout(limit, eventually("nginx and its certificate are well", 2 * limit, well)).await.is_err() {
+        panic!("{}\n{}", compose.run(&check).1, compose.run(&["logs", "nginx"]).1);
+    }
+    // What is not there is said, and does not keep the rest from starting.
+    let (all, told) = compose.run(&["exec", "-T", "proctor", "proctor", "check", "--only", "db", "--only", "app"]);
+    assert!(!all && told.contains("refused"), "{told}");
+
+    assert!(compose.run(&["exec", "-T", "nginx", "touch", "/status/503"]).0);
+    let ask = "exec 3<>/dev/tcp/127.0.0.1/9797; printf 'GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3; cat <&3";
+    let maintained = || async {
+        let metrics = compose.run(&["exec", "-T", "proctor", "bash", "-c", ask]).1;
+        let shows = |line: &str| metrics.lines().any(|shown| shown.starts_with(line) && shown.ends_with(" 1"));
+        (shows("nginx_site_maintenance{") && shows("proctor_maintenance_active")).then_some(())
+    };
+    eventually("the 503 mode is seen", limit, maintained).await;
+    assert!(compose.run(&check).0, "it is well on purpose");
+    drop(compose);
+    assert!(docker(&socket, &["rmi", "-f", &ours, &stand_in]).0);
 }
 
 fn read(path: &str) -> Node {

@@ -191,10 +191,11 @@ fn every_command_of_ours_in_the_documentation_is_one_that_there_is() {
                     continue;
                 }
                 parsed += 1;
-                if let Err(error) = proctor::cli::Cli::try_parse_from(&words[at..]) {
-                    if !matches!(error.kind(), DisplayHelp | DisplayVersion) && !partly(error.kind()) {
-                        wrong.push(format!("{}:{line}: {command}: {error}", path.display()));
-                    }
+                if let Err(error) = proctor::cli::Cli::try_parse_from(&words[at..])
+                    && !matches!(error.kind(), DisplayHelp | DisplayVersion)
+                    && !partly(error.kind())
+                {
+                    wrong.push(format!("{}:{line}: {command}: {error}", path.display()));
                 }
             }
         }

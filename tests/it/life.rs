@@ -2,6 +2,7 @@
 
 mod check;
 mod container;
+mod first;
 mod recipes;
 mod services;
 

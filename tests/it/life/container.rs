@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::time::Duration;
 
 use super::{House, RULES, half_of_uptime, notify, stack};
+use crate::docs::block;
 use crate::support::network::Network;
 use crate::support::process::{eventually, free_port};
 use crate::support::smtp::Sink;
@@ -228,8 +229,8 @@ async fn the_rendered_unit_runs_as_its_own_user_and_restarts_the_unit_that_it_ma
     host.state(&["starting"]).await;
     host.is_up().await;
     let script = "set -e; cd /house; p=/usr/local/bin/proctor; units=/etc/systemd/system
-        systemd-sysusers $PWD/proctor.sysusers; systemd-tmpfiles --create $PWD/proctor.tmpfiles
-        install -m 640 -g proctor installed.yml /etc/proctor/proctor.yml; install -m 640 -g proctor installed-rules.yml /etc/proctor/rules.yml
+        cd /; FOLDERS
+        cd /house; install -m 640 -g proctor installed.yml /etc/proctor/proctor.yml; install -m 640 -g proctor installed-rules.yml /etc/proctor/rules.yml
         mkdir /etc/proctor/alerts; cp installed-rules.yml /etc/proctor/alerts/
         printf '[Service]\\nExecStart=/bin/sleep infinity\\n' | tee $units/site.service >$units/other.service
         $p render polkit >/etc/polkit-1/rules.d/50-proctor.rules
@@ -239,7 +240,9 @@ async fn the_rendered_unit_runs_as_its_own_user_and_restarts_the_unit_that_it_ma
         # In a container in which systemd is no real PID 1 this ends as 217/USER (systemd#29656).
         mkdir $units/proctor.service.d; printf '[Service]\\nPrivateUsers=no\\n' >$units/proctor.service.d/container.conf
         systemctl daemon-reload; systemctl start site other proctor";
-    let said = host.run(&["sh", "-c", script]);
+    // User and folders as docs/systemd-unit.md makes them where there is no package.
+    let folders = block("systemd-unit.md", "sh", 1, &[("deploy/", "/house/")]);
+    let said = host.run(&["sh", "-c", &script.replace("FOLDERS", folders.trim_end())]);
     let journal = || host.run(&["journalctl", "--no-pager", "-u", "proctor"]);
     assert_eq!(host.show("ActiveState"), "active", "{said}\n{}", journal());
     assert_eq!(host.run(&["stat", "-c", "%U", &format!("/proc/{}", host.show("MainPID"))]), "proctor");
@@ -271,6 +274,10 @@ async fn the_rendered_unit_runs_as_its_own_user_and_restarts_the_unit_that_it_ma
         assert!(said.contains("denied") || said.contains("authentication required"), "{unit} {verb}: {said}");
     }
     assert!(restart("site.service", "RestartUnit").contains("/job/"));
+    // As docs/repair.md has it tried.
+    let tried = block("repair.md", "sh", 0, &[("gunicorn.service", "site.service")]);
+    let tried: Vec<String> = tried.lines().map(|line| host.run(&["sh", "-c", &format!("{line} && echo done")])).collect();
+    assert!(tried.len() == 2 && tried[0] == "done" && tried[1].contains("Access denied") && !tried[1].contains("done"), "{tried:?}");
     // A reload goes through the control socket, and one that is refused says so.
     assert_eq!(host.run(&["systemctl", "reload", "proctor.service"]), "", "{}", journal());
     host.run(&["sh", "-c", "echo 'nonsense: 1' >>/etc/proctor/proctor.yml"]);
@@ -374,7 +381,7 @@ fn the_unit_of_the_package_is_that_of_no_configuration() {
 }
 
 /// The package of `make deb`.
-fn package() -> Option<std::path::PathBuf> {
+pub(super) fn package() -> Option<std::path::PathBuf> {
     let made = glob::glob(concat!(env!("CARGO_MANIFEST_DIR"), "/target/debian/*.deb")).expect("a pattern").flatten().next();
     let found = std::env::var_os("PROCTOR_DEB").map(Into::into).or(made);
     if found.is_none() {

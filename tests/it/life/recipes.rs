@@ -6,9 +6,15 @@ use std::process::Command;
 
 use super::House;
 use super::container::{Host, MINUTE};
+use crate::docs::{adapted, block};
+use crate::support::docker::{Compose, docker};
 use crate::support::gunicorn::venv;
-use crate::support::nginx::Authority;
-use crate::support::process::{eventually, program};
+use crate::support::memcached::Daemon;
+use crate::support::nginx::{Authority, Nginx};
+use crate::support::process::{eventually, free_port, program};
+use crate::support::proctor::Proctor;
+use crate::support::smtp::Sink;
+use crate::support::systemd::stack;
 
 const PAGE: &str = include_str!("../../../docs/recipes.md");
 
@@ -18,14 +24,6 @@ fn blocks(language: &str) -> Vec<&'static str> {
     let found: Vec<&str> = PAGE.split(&fence).skip(1).filter_map(|rest| rest.split("```").next()).collect();
     assert!(!found.is_empty(), "{language}");
     found
-}
-
-/// What replaces what, each of which must be there.
-fn adapted(text: &str, changes: &[(&str, &str)]) -> String {
-    changes.iter().fold(text.to_owned(), |text, (from, to)| {
-        assert!(text.contains(from), "{from}:\n{text}");
-        text.replace(from, to)
-    })
 }
 
 #[test]
@@ -45,6 +43,98 @@ fn every_action_of_the_recipes_is_for_an_alert_of_a_probe_beside_it() {
         acting += block.matches("mode: act").count();
     }
     assert_eq!(acting, 7, "actions were looked at");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_the_503_mode_nothing_is_mailed_until_it_is_over_and_one_that_was_forgotten_is() {
+    let Some(nginx) = Nginx::start().await else { return };
+    let cache = free_port();
+    let Some(memcached) = Daemon::start(cache).await else { return };
+    let sink = Sink::start().await;
+    let mark = nginx.folder().join("503");
+    let file = mark.display().to_string();
+    nginx.configure(&block("recipes.md", "nginx", 0, &[("/coursys/503", &file)]));
+    nginx.reload().await;
+    let sites = format!("coursys.example.org:{}/\"], address: 127.0.0.1, ca_file: '{}'", nginx.https, nginx.ca_file().display());
+    let more = [("/coursys/503", file.as_str()), ("settle: 3m", "settle: 2s"), ("coursys.example.org/\"]", &sites)];
+    let sections = block("recipes.md", "yaml", 0, &more) + &format!("  cache:\n    memcached: {{address: '127.0.0.1:{cache}'}}\n");
+    let proctor = Proctor::configured(sink.port, &sections).built_in_rules().started();
+    let page = format!("probe=\"web\",target=\"https://coursys.example.org:{}/\"}}", nginx.https);
+    let shows = async |line: String| proctor.shows(&line, MINUTE).await;
+    shows(format!("nginx_site_maintenance{{{page} 0")).await;
+    shows("memcached_up{probe=\"cache\"} 1".to_owned()).await;
+
+    std::fs::write(&mark, "").expect("is written");
+    shows(format!("nginx_site_maintenance{{{page} 1")).await;
+    shows(format!("probe_success{{{page} 1")).await;
+    shows("proctor_maintenance_active 1".to_owned()).await;
+    drop(memcached);
+    shows("proctor_alerts{state=\"firing\"} 1".to_owned()).await;
+    // It fires for as long as a mail takes several times over, and none comes.
+    let turns = || async {
+        let metrics = proctor.metrics().await?;
+        metrics.lines().find_map(|line| line.strip_prefix("proctor_rule_evaluations_total")?.rsplit_once(' ')?.1.parse::<f64>().ok())
+    };
+    let begin = eventually("rules are evaluated", MINUTE, turns).await;
+    eventually("and again", MINUTE, || async { turns().await.filter(|now| *now >= begin + 8.0).map(drop) }).await;
+    assert!(sink.mails().is_empty(), "{:?}", sink.mails());
+
+    std::fs::remove_file(&mark).expect("it is ours");
+    let mails = sink.wait_for(2, MINUTE).await;
+    assert!(mails.iter().all(|mail| mail.header("Subject").contains("MemcachedDown")), "{mails:?}");
+    shows(format!("nginx_site_maintenance{{{page} 0")).await;
+    shows("proctor_maintenance_active 0".to_owned()).await;
+
+    proctor.configure(&proctor.folder.path().join("state.db"), sink.port, &adapted(&sections, &[("max: 4h", "max: 2s")]));
+    proctor.process.as_ref().expect("it runs").signal("HUP");
+    std::fs::write(&mark, "").expect("is written");
+    let overdue = || async { sink.mails().into_iter().find(|mail| mail.text.contains("MAINTENANCE OVERDUE")) };
+    let mail = eventually("that it was forgotten is mailed", MINUTE, overdue).await;
+    assert!(mail.text.contains(&file), "{}", mail.text);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_compose_service_that_is_unhealthy_is_restarted_and_no_other() {
+    let (Some(socket), Some(_)) = (stack("docker.sock"), program("docker-compose")) else { return };
+    let folder = tempfile::tempdir().expect("a folder");
+    // Well until somebody takes its file away, which a start brings back.
+    let services = "version: '3.8'
+services:
+  worker: &worker
+    image: proctor-busybox
+    network_mode: none
+    restart: unless-stopped
+    command: [/bin/sh, -c, \"trap 'exit 0' TERM; : >/well; while :; do sleep 0.1; done\"]
+    healthcheck: {test: [CMD, /bin/sh, -c, '[ -e /well ]'], interval: 1s, retries: 1}
+  other: *worker
+";
+    std::fs::write(folder.path().join("docker-compose.yml"), services).expect("is written");
+    let compose = Compose::up(&socket, "recipe", folder.path());
+    let started = |service: &str| {
+        let (_, id) = compose.run(&["ps", "-q", service]);
+        docker(&socket, &["inspect", "-f", "{{.State.StartedAt}}", id.trim()]).1
+    };
+    let (worker, other) = (started("worker"), started("other"));
+    let sink = Sink::start().await;
+    let last = PAGE.matches("```yaml\n").count() - 1;
+    // Nor is it waited for what somebody has just started.
+    let quick = "    mode: act\n    firing_for: 0s\n    limit: {cooldown: 1s}\n";
+    let sections =
+        block("recipes.md", "yaml", last, &[("project: coursys", &format!("project: {}", compose.project)), ("    mode: act\n", quick)]);
+    let proctor = Proctor::configured(sink.port, &sections).built_in_rules();
+    let proctor = proctor.env("DOCKER_HOST", format!("unix://{}", socket.display())).started();
+    proctor.shows("docker_container_health{", 2 * MINUTE).await;
+    proctor.shows("probe_success{probe=\"worker\",target=\"worker\"} 1", 2 * MINUTE).await;
+    assert!(compose.run(&["exec", "-T", "worker", "/bin/busybox", "rm", "/well"]).0);
+    let done = format!("restart-worker (docker:{}/worker) repaired", compose.project);
+    let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+    let repaired = || async { sink.mails().into_iter().find(|mail| flat(&mail.text).contains(&done)) };
+    let within = 3 * MINUTE;
+    if tokio::time::timeout(within, eventually("the repair is mailed", 2 * within, repaired)).await.is_err() {
+        panic!("{}\n{:?}", proctor.log(), sink.mails().iter().map(|mail| &mail.text).collect::<Vec<_>>());
+    }
+    assert_ne!(started("worker"), worker);
+    assert_eq!(started("other"), other);
 }
 
 #[tokio::test(flavor = "multi_thread")]

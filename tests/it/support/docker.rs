@@ -65,6 +65,39 @@ impl Drop for Container {
     }
 }
 
+/// A project of docker-compose, taken down at its end.
+pub(crate) struct Compose {
+    socket: PathBuf,
+    /// Its name, which ends in the number of the test's process.
+    pub(crate) project: String,
+    folder: PathBuf,
+}
+
+impl Compose {
+    /// Starts what the `docker-compose.yml` of a folder describes.
+    #[track_caller]
+    pub(crate) fn up(socket: &Path, name: &str, folder: &Path) -> Self {
+        let this = Self { socket: socket.to_owned(), project: format!("{name}{}", std::process::id()), folder: folder.to_owned() };
+        let (well, told) = this.run(&["up", "-d"]);
+        assert!(well, "{told}");
+        this
+    }
+
+    /// Runs docker-compose; returns whether it went well, and what it printed.
+    pub(crate) fn run(&self, arguments: &[&str]) -> (bool, String) {
+        let mut command = Command::new("docker-compose");
+        command.current_dir(&self.folder).args(["-p", &self.project]).args(arguments);
+        let out = command.env("DOCKER_HOST", format!("unix://{}", self.socket.display())).output().expect("docker-compose runs");
+        (out.status.success(), String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
+    }
+}
+
+impl Drop for Compose {
+    fn drop(&mut self) {
+        self.run(&["down", "-v", "-t", "1"]);
+    }
+}
+
 /// An engine of the test's own, ended with it.
 pub(crate) struct Engine {
     folder: tempfile::TempDir,
