@@ -60,6 +60,7 @@ const RUN: &[(&str, &str, usize, &str)] = &[
     ("docs/systemd-unit.md", "sh", 2, "life::container"),
     ("docs/systemd-unit.md", "text", 1, "what config check prints"),
     ("docs/web.md", "nginx", 1, "shown"),
+    ("docs/web.md", "sh", 1, "shown, but for apt and the question of htpasswd"),
 ];
 
 #[test]
@@ -151,6 +152,8 @@ async fn behind_the_nginx_of_the_documentation_the_page_is_read_with_a_password_
         ("POST /proctor/heartbeat/backup", ours, login, "Origin: https://evil.example\r\n", "403"),
         ("POST /proctor/heartbeat/backup", ours, login, "Origin: https://status.example.org\r\n", "401"),
         ("POST /proctor/", ours, login, "", "405"),
+        // Proctor has no passwords of its own here.
+        ("POST /proctor/change", ours, login, "Origin: https://status.example.org\r\n", "403"),
         ("GET /proctor/..%2fmetrics", ours, login, "", "404"),
         ("GET /", ours, login, "", "404"),
     ] {
@@ -165,6 +168,24 @@ async fn behind_the_nginx_of_the_documentation_the_page_is_read_with_a_password_
     // Without the slash it leads to the page all the same.
     let answer = ask(port, "GET /proctor", &format!("{ours}{login}")).await;
     assert!(answer.starts_with("HTTP/1.1 301") && answer.contains("/proctor/\r\n"), "{answer}");
+}
+
+#[test]
+fn the_lines_for_a_file_of_passwords_make_the_one_that_is_shown() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("web.yml");
+    let wanted = block("web.md", "yaml", 2, &[]);
+    let hash = wanted.trim().rsplit(' ').next().expect("ends with it");
+    let changes = [
+        ("sudo apt install apache2-utils\n", ""),
+        ("sudo ", ""),
+        ("-g proctor ", ""),
+        ("/etc/proctor/web.yml", &file.display().to_string()),
+        ("htpasswd -nBC 10 ann", &format!("echo 'ann:{hash}'")),
+    ];
+    let output = shell(folder.path(), None, &block("web.md", "sh", 0, &changes), &[]);
+    assert!(output.status.success(), "{}", said(&output));
+    assert_eq!(std::fs::read_to_string(&file).expect("is made"), wanted);
 }
 
 #[tokio::test]
