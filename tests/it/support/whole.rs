@@ -8,13 +8,10 @@ use super::memcached::Daemon;
 use super::nginx::Nginx;
 use super::nodes::Nodes;
 use super::process::free_port;
-use super::rabbitmq::Rabbitmq;
+use super::rabbitmq::{PERMISSIONS, Rabbitmq};
 use super::site::{Celery, Markup};
 use super::systemd::{Unit, bus, stack};
 use super::tunnel::{Mariadb, Postgres, Tunnel};
-
-/// What docs/probes/celery.md says that the user needs; the probes rabbitmq and markup need less.
-const PERMISSIONS: [&str; 3] = [r"^amq\.gen-.*$", r"^(amq\.default|amq\.gen-.*|celery\.pidbox)$", r"^(amq\.gen-.*|celeryev)$"];
 
 /// What runs as long as this lives.
 pub(crate) struct WholeSite {
