@@ -1,4 +1,4 @@
-//! The control socket: what changes something comes in here, and is carried out as what [`super::change`] takes.
+//! The control socket: what changes something comes in here, and is carried out as what `super::change` takes.
 //!
 //! HTTP over a socket in the file system, one JSON command per request. The socket is 0660 and belongs to the group
 //! `proctor-operators` where there is one; who asked (the peer's uid) goes into the log of what was done.

@@ -2,7 +2,7 @@
 //!
 //! `/metrics`, the status page and the two health answers only read. What changes something (reload, silence, hold)
 //! goes over a socket in the file system whose rights decide who may: see [`control`]. Over HTTP comes only what a job
-//! reports of itself, with a token, and what people do on the page, with a password: see [`change`]. Who may read is
+//! reports of itself, with a token, and what people do on the page, with a password: see `change`. Who may read is
 //! decided by [`access`], and by where a browser comes from.
 
 pub mod access;
