@@ -11,7 +11,7 @@ use super::support::docker::Container;
 use super::support::gunicorn::venv;
 use super::support::memcached::memcached;
 use super::support::nginx::Nginx;
-use super::support::process::{Process, eventually, free_port, program};
+use super::support::process::{Process, eventually, free_port, install, program};
 use super::support::rabbitmq::Rabbitmq;
 use super::support::site::Markup;
 use super::support::systemd::{Unit, bus, stack, systemctl};
@@ -471,8 +471,7 @@ fn a_user_without_rights_gets_a_configuration_and_is_told_what_was_not_seen() {
     let folder = tempfile::tempdir().expect("a folder");
     std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).expect("is set");
     let binary = folder.path().join("proctor");
-    // By another process: one that another test starts meanwhile would have this file open for writing, and nobody could run it.
-    assert!(Command::new("cp").arg(env!("CARGO_BIN_EXE_proctor")).arg(&binary).status().expect("cp runs").success());
+    install(Path::new(env!("CARGO_BIN_EXE_proctor")), &binary);
     let file = folder.path().join("proctor.yml");
     let output = as_user("nobody", &binary).args(["init", "--output"]).arg(&file).output().expect("it runs");
     let printed = said(&output);

@@ -91,6 +91,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Those of a fuzz target, which answers over a socket pair.
+    #[cfg(fuzzing)]
+    fn fuzzed(dialect: Dialect) -> Self {
+        Self {
+            dialect,
+            endpoint: Endpoint::Unix("/run/database".into()),
+            tls: None,
+            database: "site".to_owned(),
+            username: "proctor".to_owned(),
+            password_file: None,
+            statement_timeout: Duration::from_secs(2),
+        }
+    }
+
     pub(crate) fn password(&self) -> Result<Option<Secret>, SqlError> {
         let read = |path: &PathBuf| secret::read(path).map_err(|error| SqlError::Secret(net::chain(&error)));
         self.password_file.as_ref().map(read).transpose()

@@ -179,15 +179,7 @@ fn meaning(code: u16) -> (Reason, &'static str) {
 impl crate::fuzzing::Parsers {
     /// All that a MySQL says, from its greeting on.
     pub fn mysql(bytes: &[u8]) {
-        let settings = Settings {
-            dialect: super::Dialect::Mysql,
-            endpoint: crate::client::net::Endpoint::Unix("/run/mysqld.sock".into()),
-            tls: None,
-            database: "site".to_owned(),
-            username: "proctor".to_owned(),
-            password_file: None,
-            statement_timeout: std::time::Duration::from_secs(2),
-        };
+        let settings = Settings::fuzzed(super::Dialect::Mysql);
         drop(refused(bytes, false));
         crate::fuzzing::answered(bytes, async |stream| {
             let password = Secret::new("secret".to_owned());

@@ -292,15 +292,7 @@ impl AsyncWrite for Bounded {
 impl crate::fuzzing::Parsers {
     /// All that a PostgreSQL says, from its answer to the login on.
     pub fn postgres(bytes: &[u8]) {
-        let settings = Settings {
-            dialect: super::Dialect::Postgres,
-            endpoint: Endpoint::Unix("/run/postgresql".into()),
-            tls: None,
-            database: "site".to_owned(),
-            username: "proctor".to_owned(),
-            password_file: None,
-            statement_timeout: std::time::Duration::from_secs(2),
-        };
+        let settings = Settings::fuzzed(super::Dialect::Postgres);
         drop(judge(bytes, false));
         crate::fuzzing::answered(bytes, async |stream| {
             let password = Secret::new("secret".to_owned());
